@@ -1,0 +1,110 @@
+"""The one configuration of a server. The command line is this class's fields, their docstrings its help."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+Policy = Literal["skip-join", "mlfq", "fcfs", "static", "srpt"]
+KvStrategy = Literal["proactive", "reactive", "recompute", "defer"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot work; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything a rank needs to know. Every rank of a world parses the same command line into the same Config."""
+
+    model: Annotated[str | None, tyro.conf.Positional] = None
+    """A Hugging Face directory (safetensors), a GGUF file, or a hub id. Default: the embedded SmolLM2-135M-Instruct."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for every interface."""
+    port: int = 8000
+    """Port to listen on; 0 picks a free one."""
+    served_model_name: str | None = None
+    """The id that clients see in /v1/models. Default: the model's own name."""
+
+    pipeline_parallel: int = 1
+    """Number of pipeline stages. A world needs one rank more: the gateway."""
+    dtype: Dtype = "auto"
+    """Type of weights and KV. auto: fp32 on a CPU, the checkpoint's own type on a GPU."""
+    device: Device = "auto"
+    """Where the stages compute. auto: CUDA where every stage can have it, else the CPU."""
+    threads: int | None = None
+    """CPU threads per stage. Default: the host's cores divided by the stages on it."""
+    max_context: int | None = None
+    """Longest prompt plus output in tokens. Default: the model's own, cut to what the device pool holds."""
+
+    block_tokens: int = 16
+    """Tokens per KV block."""
+    kv_device_memory: str | None = None
+    """Device memory for KV per stage, such as 2GiB. Default: 80 % of what is free on CUDA, 15 % on a CPU."""
+    kv_host_memory: str | None = None
+    """Host memory per stage for offloaded KV, such as 4GiB. Default: a quarter of what is free after loading."""
+    kv_device_blocks: int | None = None
+    """Exact number of device blocks, instead of --kv-device-memory; for experiments."""
+    kv_host_blocks: int | None = None
+    """Exact number of host blocks, instead of --kv-host-memory; for experiments."""
+
+    policy: Policy = "skip-join"
+    """Order of jobs. skip-join: FastServe. mlfq: without the skip. fcfs: run to completion. static: batch by batch.
+    srpt: an oracle, for experiments; requests need ignore_eos and max_tokens."""
+    kv_strategy: KvStrategy = "proactive"
+    """What happens to the KV of waiting jobs when the device pool fills up."""
+    max_batch_jobs: int = 16
+    """Most jobs in one iteration."""
+    max_batch_tokens: int = 2048
+    """Most tokens in one iteration; one longer prompt still runs, alone with the decoding jobs."""
+    max_waiting_jobs: int = 1024
+    """Jobs that may wait before new requests are told to come back later (429)."""
+    num_levels: int = 16
+    """Levels of the multi-level feedback queue."""
+    quantum_ms: float | None = None
+    """Quantum of the highest level. Default: the measured time of one decode iteration."""
+    quantum_growth: float = 2.0
+    """Each level's quantum over that of the level above."""
+    aging: float = 8.0
+    """A job is promoted when it waited this many times its attained service (times active jobs per place). 0: never."""
+
+    profile: Literal["cached", "measure"] = "cached"
+    """Use the profile cached for this model, device and layout, or measure again."""
+    ping_interval: float = 10.0
+    """Seconds between keep-alive comments on a silent stream."""
+    drain_timeout: float = 30.0
+    """Seconds that running jobs get to finish after SIGTERM or Ctrl-C."""
+    start_timeout: float = 600.0
+    """Seconds that loading may take before the start is given up."""
+    iteration_timeout: float = 300.0
+    """Seconds that one iteration may take before its stage counts as lost."""
+    max_body_bytes: int = 8 * 2**20
+    """Largest request body."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Verbosity of the log on standard error."""
+
+    def __post_init__(self) -> None:
+        for name in ("pipeline_parallel", "block_tokens", "max_batch_jobs", "max_batch_tokens", "num_levels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.quantum_growth <= 1:
+            raise ConfigError("--quantum-growth must be greater than 1")
+        for name in ("kv_device_memory", "kv_host_memory"):
+            value = getattr(self, name)
+            if value is not None:
+                parse_bytes(value)
+
+
+def parse_bytes(text: str) -> int:
+    """Number of bytes in a size such as `512MiB`, `2G` or `1000000`. Units are powers of 1024."""
+    number = text.strip().rstrip("iBb")
+    unit = number[-1:].upper() if number[-1:].isalpha() else ""
+    try:
+        return int(float(number[: len(number) - len(unit)]) * _UNITS[unit])
+    except (KeyError, ValueError):
+        raise ConfigError(f"not a size: {text!r}; write for example 512MiB or 2GiB") from None

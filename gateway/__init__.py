@@ -1,0 +1,1 @@
+"""Rank 0: HTTP, text, scheduling. Nothing in here knows tensors."""

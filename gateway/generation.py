@@ -1,0 +1,101 @@
+"""What the HTTP side asks of the engine, and what it gets back. Both sides of the hand-over are defined here."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import msgspec
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """One job to be: a prompt and how to continue it. Checked at the door; the engine takes it as it is."""
+
+    prompt: list[int]
+    max_tokens: int
+    min_tokens: int = 0
+    stop_tokens: frozenset[int] = frozenset()  # ends the job; empty with ignore_eos
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0  # unsigned 64 bits; drawn by the caller when the client gave none
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    fixed_length: bool = False  # the output is exactly max_tokens long (ignore_eos); what the srpt oracle knows
+
+
+class SchedulingTrace(msgspec.Struct, frozen=True, kw_only=True):
+    """What scheduling did to one job: the `x_sched` of an answer."""
+
+    joined_level: int
+    final_level: int
+    demotions: int
+    promotions: int
+    preemptions: int
+    recomputes: int
+    iterations: int
+    offloaded_bytes: int
+    uploaded_bytes: int
+    queue_s: float  # from arrival to the start of the first iteration
+    prefill_s: float  # in iterations that computed prompt tokens (or recomputed lost KV)
+    decode_s: float  # in iterations that computed one token
+    stalled_s: float  # started, but not in an iteration
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one iteration gave a job. The last chunk of a job has a `finish_reason`."""
+
+    tokens: tuple[int, ...]  # the stop token itself is not among them
+    finish_reason: FinishReason | None = None
+    error: str | None = None  # for the client, with finish_reason "error"
+    trace: SchedulingTrace | None = None  # with finish_reason
+
+
+class QueueFull(Exception):
+    """Too many jobs wait. `retry_after_s` estimates when a place will be free."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"queue full, retry after {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(Exception):
+    """The engine takes no new jobs: it is loading, draining, or has lost its workers."""
+
+    def __init__(self, state: "State", retry_after_s: float) -> None:
+        super().__init__(state)
+        self.state = state
+        self.retry_after_s = retry_after_s
+
+
+State = Literal["loading", "ready", "draining", "lost"]
+
+
+class Stream(Protocol):
+    """The tokens of one job, as they come: iterate it on the event loop."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+
+    def abort(self) -> None:
+        """The client is gone or has enough: free the blocks within one iteration. Harmless after the end."""
+
+
+class Engine(Protocol):
+    """What the HTTP side sees of the engine. All methods are called on the event loop and return at once."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def max_context(self) -> int:
+        """Most tokens that prompt and output may have together."""
+        ...
+
+    def submit(self, generations: list[Generation]) -> list[Stream]:
+        """Start jobs, all or none of them. Raises QueueFull or Unavailable."""
+        ...

@@ -1,0 +1,1 @@
+"""The scheduler: pure decisions over jobs, levels and blocks. No clock, no I/O, no tensors."""

@@ -1,0 +1,1 @@
+"""Text in and out of tokens: tokenizers, chat templates, incremental detokenization, stop strings."""

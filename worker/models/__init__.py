@@ -1,0 +1,1 @@
+"""Stage-partitioned model definitions: the Llama family, OPT and GPT-2."""
