@@ -1,0 +1,123 @@
+"""A job: one generation that the scheduler orders. Its only mutable record."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from gateway.generation import FinishReason, Generation, SchedulingTrace
+
+Rank = tuple[float, int]  # (level or remaining work, sequence): smaller runs first
+
+
+class Residence(Enum):
+    """Where a job's KV is."""
+
+    NOWHERE = "nowhere"
+    DEVICE = "device"
+    OFFLOADING = "offloading"
+    HOST = "host"
+    UPLOADING = "uploading"
+
+
+_TRANSITIONS: dict[Residence, dict[str, Residence]] = {
+    Residence.NOWHERE: {"allocate": Residence.DEVICE, "release": Residence.NOWHERE},
+    Residence.DEVICE: {"offload": Residence.OFFLOADING, "release": Residence.NOWHERE},
+    Residence.OFFLOADING: {"land": Residence.HOST},
+    Residence.HOST: {"upload": Residence.UPLOADING, "release": Residence.NOWHERE},
+    Residence.UPLOADING: {"land": Residence.DEVICE},
+}
+
+
+@dataclass(slots=True, eq=False)
+class Counts:
+    """What happened to a job, for its trace."""
+
+    demotions: int = 0
+    promotions: int = 0
+    preemptions: int = 0
+    recomputes: int = 0
+    iterations: int = 0
+    offloaded_blocks: int = 0
+    uploaded_blocks: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """Identity semantics: a job equals only itself."""
+
+    id: int
+    generation: Generation
+    arrival: float
+
+    output: list[int] = field(default_factory=list)
+    computed: int = 0  # leading tokens of prompt + output whose KV exists
+    finish_reason: FinishReason | None = None
+    aborted: bool = False
+
+    # Where it stands. `rank` is the key under which the queue holds it: only the queue changes it.
+    rank: Rank = (0.0, 0)
+    level: int = 0
+    joined_level: int = 0
+    home_level: int | None = None  # where a promoted job goes back to
+    allowance_s: float = 0.0  # what it may use at this level
+    used_s: float = 0.0  # what it used of it
+    attained_s: float = 0.0  # service in all
+    waiting_since: float = 0.0
+
+    # Where its KV is. Only the ledger changes these.
+    residence: Residence = Residence.NOWHERE
+    device_blocks: list[int] = field(default_factory=list)
+    host_blocks: list[int] = field(default_factory=list)
+
+    in_flight: bool = False  # in a plan that is not committed
+    last_seq: int | None = None  # the newest plan it was in
+    passed_over: int = 0  # turns in which it did not fit, in a row
+    started_at: float | None = None
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def context(self) -> int:
+        """Tokens whose KV exists after its next iteration."""
+        return len(self.generation.prompt) + len(self.output)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that its next iteration computes."""
+        return self.context - self.computed
+
+    @property
+    def remaining(self) -> int:
+        """Output tokens still to come, at most."""
+        return self.generation.max_tokens - len(self.output)
+
+    def pending_tokens(self) -> list[int]:
+        prompt, output = self.generation.prompt, self.output
+        if self.computed >= len(prompt):
+            return output[self.computed - len(prompt) :]
+        return prompt[self.computed :] + output
+
+    def relocate(self, event: str) -> None:
+        """Change residence. Raises AssertionError, and changes nothing, where the table has no such transition."""
+        after = _TRANSITIONS[self.residence].get(event)
+        assert after is not None, f"job {self.id}: no {event!r} while {self.residence.value}"
+        self.residence = after
+
+    def trace(self, now: float, block_bytes: int) -> SchedulingTrace:
+        counts = self.counts
+        started_at = now if self.started_at is None else self.started_at
+        return SchedulingTrace(
+            joined_level=self.joined_level,
+            final_level=self.level,
+            demotions=counts.demotions,
+            promotions=counts.promotions,
+            preemptions=counts.preemptions,
+            recomputes=counts.recomputes,
+            iterations=counts.iterations,
+            offloaded_bytes=counts.offloaded_blocks * block_bytes,
+            uploaded_bytes=counts.uploaded_blocks * block_bytes,
+            queue_s=started_at - self.arrival,
+            prefill_s=counts.prefill_s,
+            decode_s=counts.decode_s,
+            stalled_s=max(0.0, now - started_at - counts.prefill_s - counts.decode_s),
+        )

@@ -1,0 +1,1 @@
+"""The order of jobs. One file per policy; `policy.py` has the interface and picks one by name."""

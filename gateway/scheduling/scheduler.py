@@ -1,0 +1,278 @@
+"""The scheduler: `plan` decides an iteration, `commit` takes in its result. Pure: time and costs are parameters.
+
+One turn: promote who waited too long; walk the jobs in policy order and fill a batch within a throw-away budget; let
+the KV strategy decide which copies go beside it. Both the server and a simulator drive these same objects.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+
+from common.config import Config
+from common.records import Entry, Penalties, Plan, Result, Sampling
+from gateway.generation import FinishReason, Generation
+from gateway.scheduling.aging import Aging
+from gateway.scheduling.arrivals import ArrivalRate
+from gateway.scheduling.blocks import BlockLedger
+from gateway.scheduling.cost import CostModel
+from gateway.scheduling.job import Job, Residence
+from gateway.scheduling.kv_strategies import STRATEGIES, KvStrategy, Memory, Moves
+from gateway.scheduling.levels import Levels
+from gateway.scheduling.policies.fcfs import FirstComeFirstServed
+from gateway.scheduling.policies.mlfq import MultiLevelFeedbackQueue
+from gateway.scheduling.policies.policy import Policy
+from gateway.scheduling.policies.srpt import ShortestRemainingFirst
+from gateway.scheduling.policies.static import StaticBatches
+from gateway.scheduling.queue import JobQueue, merge
+from gateway.scheduling.turn import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an iteration did for one job."""
+
+    job: Job
+    token: int | None  # to be emitted; a stop token is not
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    seq: int
+    sent_at: float
+    batch: list[Job]
+    prefills: list[bool]
+    moves: Moves
+
+
+def make_policy(config: Config, cost: CostModel) -> Policy:
+    if config.policy == "fcfs":
+        return FirstComeFirstServed()
+    if config.policy == "static":
+        return StaticBatches()
+    if config.policy == "srpt":
+        return ShortestRemainingFirst(cost)
+    quantum_s = cost.decode_s(1) if config.quantum_ms is None else config.quantum_ms / 1000
+    levels = Levels(config.num_levels, quantum_s, config.quantum_growth)
+    places = config.max_batch_jobs * config.pipeline_parallel
+    aging = Aging(config.aging, places)
+    return MultiLevelFeedbackQueue(levels, cost, aging, places, skip=config.policy == "skip-join")
+
+
+class Scheduler:
+    """Holds all active jobs. At most `pipeline_parallel` plans are in flight, a job in at most one of them."""
+
+    def __init__(self, config: Config, cost: CostModel, num_device_blocks: int, num_host_blocks: int) -> None:
+        self._config = config
+        self._cost = cost
+        self._policy = make_policy(config, cost)
+        self.queue = JobQueue()
+        self.ledger = BlockLedger(self.queue, num_device_blocks, num_host_blocks, config.block_tokens)
+        self._arrivals = ArrivalRate()
+        places = config.max_batch_jobs * config.pipeline_parallel
+        memory = Memory(self.queue, self.ledger, self._arrivals, places)
+        self._strategy: KvStrategy = STRATEGIES[config.kv_strategy](memory)
+        self._flights: deque[_InFlight] = deque()
+        self._seq = 0
+        self._num_started = 0
+
+    # ------------------------------------------------------------------------------------------ jobs in and out
+
+    def submit(self, job_id: int, generation: Generation, now: float) -> Job:
+        job = Job(job_id, generation, arrival=now, waiting_since=now)
+        self.queue.add(job, self._policy.join(job, now))
+        self._arrivals.arrived(self.ledger.blocks_for(job.context))
+        return job
+
+    def abort(self, job: Job) -> None:
+        """Forget the job: now if nothing touches its blocks, else when its plan is committed. Idempotent."""
+        if job.finish_reason is not None or job.aborted:
+            return
+        job.aborted = True
+        if not self._is_held(job):
+            self._remove(job)
+
+    # ------------------------------------------------------------------------------------------ one iteration
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._flights)
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs that never ran."""
+        return len(self.queue) - self._num_started
+
+    def plan(self, now: float, epoch: int = 0) -> Plan | None:
+        """The next iteration, or None: nothing can run, or enough plans are in flight."""
+        if self.num_in_flight >= self._config.pipeline_parallel:
+            return None
+        self._arrivals.turn()
+        for job, rank in self._policy.promotions(now, len(self.queue)):
+            self.queue.rerank(job, rank)
+        turn = self._walk()
+        self._drop(turn.dropped)
+        prefills = [job.pending > 1 or job.started_at is None for job in turn.batch]
+        uploads = [pair for job in turn.batch for pair in self._start(job, now)]
+        moves = self._strategy.moves(turn, lambda: self._policy.outlook(self.queue, now))
+        self._drop(moves.drop)
+        offloads = [pair for job in moves.offload for pair in self.ledger.offload(job)]
+        uploads += [pair for job in moves.upload for pair in self.ledger.upload(job)]
+        moves.upload += [job for job in turn.batch if job.residence is Residence.UPLOADING]
+        if not turn.batch and not offloads and not uploads:
+            return None
+        self._seq += 1
+        self._flights.append(_InFlight(self._seq, now, turn.batch, prefills, moves))
+        entries = [_entry(job) for job in turn.batch]
+        return Plan(self._seq, epoch, entries, offloads, uploads, self._strategy.copies_first)
+
+    def commit(self, result: Result, now: float) -> list[Outcome]:
+        """Take in the oldest plan's result: tokens, charges, landed copies. Returns what to tell the clients."""
+        flight = self._flights.popleft()
+        assert result.seq == flight.seq, f"result {result.seq} for plan {flight.seq}"
+        assert len(result.tokens) == len(flight.batch), f"{len(result.tokens)} tokens for {len(flight.batch)} jobs"
+        for job in flight.moves.offload:
+            self.ledger.land_offload(job)
+        for job in flight.moves.upload:
+            self.ledger.land_upload(job)
+        elapsed_s = now - flight.sent_at
+        next_s = self._cost.decode_s(max(1, len(flight.batch)))
+        outcomes = []
+        for job, token, prefill in zip(flight.batch, result.tokens, flight.prefills, strict=True):
+            job.in_flight = False
+            _attribute(job, elapsed_s, prefill)
+            if not job.aborted:
+                outcomes.append(self._advance(job, token, elapsed_s, next_s, now))
+        moved = flight.moves.offload + flight.moves.upload
+        for job in {id(job): job for job in flight.batch + moved}.values():
+            if (job.aborted or job.finish_reason) and not self._is_held(job):
+                self._remove(job)
+        return outcomes
+
+    # ------------------------------------------------------------------------------------------ inside a turn
+
+    def _walk(self) -> Turn:
+        """Take jobs in policy order until the budget is spent. Changes no job's place and no block."""
+        turn = Turn(
+            jobs_left=self._batch_limit(),
+            tokens_left=self._config.max_batch_tokens,
+            blocks_left=self.ledger.device.num_free,
+            cold_open=True,
+        )
+        opens = self._policy.opens(self._num_started)
+        for job in merge(*self._runnable(turn)):
+            if not turn.jobs_left:
+                break
+            if job.in_flight or job.aborted or job in turn.dropped:
+                continue
+            if job.started_at is None and not opens:
+                turn.cold_open = False
+            elif not turn.affords(job):
+                turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
+            else:
+                self._fit(job, turn)
+        return turn
+
+    def _runnable(self, turn: Turn) -> list[Iterator[Job]]:
+        lines = [iter(self.queue.resident), takewhile(lambda _: turn.cold_open, self.queue.cold)]
+        if self._strategy.runs_from_host:
+            lines.append(job for job in self.queue.away if job.residence is Residence.HOST)
+        return lines
+
+    def _fit(self, job: Job, turn: Turn) -> None:
+        missing = self.ledger.missing(job)
+        if job.started_at is None and not self._strategy.may_start(job, turn):
+            turn.pass_over(job)
+            return
+        if missing > turn.blocks_left:
+            victims = self._strategy.room_now(job, missing - turn.blocks_left, turn)
+            turn.dropped += victims
+            turn.blocks_left += sum(len(victim.device_blocks) for victim in victims)
+        if missing > turn.blocks_left:
+            turn.blocked.append(job)
+            turn.pass_over(job)
+        else:
+            job.passed_over = 0
+            turn.take(job, missing)
+
+    def _batch_limit(self) -> int:
+        """With a pipeline, leave jobs for the other micro-batches: idle stages cost more than smaller batches."""
+        ready = len(self.queue) - sum(len(flight.batch) for flight in self._flights)
+        slots = self._config.pipeline_parallel - self.num_in_flight
+        return min(self._config.max_batch_jobs, -(-ready // slots))
+
+    def _start(self, job: Job, now: float) -> list[tuple[int, int]]:
+        """Put a job into the plan that is being made: give it its blocks. Returns the copies that this takes."""
+        uploads: list[tuple[int, int]] = []
+        if job.residence is Residence.HOST:
+            uploads = self.ledger.upload(job)
+        self.ledger.grow(job)
+        if job.started_at is None:
+            job.started_at = now
+            self._num_started += 1
+        elif job.last_seq is not None and self._seq + 1 - job.last_seq > self._config.pipeline_parallel:
+            job.counts.preemptions += 1
+        job.last_seq = self._seq + 1
+        job.in_flight = True
+        return uploads
+
+    def _drop(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self.ledger.release(job)
+            job.counts.recomputes += 1
+
+    # ------------------------------------------------------------------------------------------ after a result
+
+    def _advance(self, job: Job, token: int | None, elapsed_s: float, next_s: float, now: float) -> Outcome:
+        job.computed = job.context
+        job.waiting_since = now
+        generation = job.generation
+        if token is None:
+            job.finish_reason = "error"
+        elif token in generation.stop_tokens:
+            job.finish_reason, token = "stop", None
+        else:
+            job.output.append(token)
+            if job.remaining <= 0:
+                job.finish_reason = "length"
+        if job.finish_reason is None:
+            self.queue.rerank(job, self._policy.charge(job, elapsed_s, next_s, now))
+        return Outcome(job, token, job.finish_reason)
+
+    def _is_held(self, job: Job) -> bool:
+        return job.in_flight or job.residence in (Residence.OFFLOADING, Residence.UPLOADING)
+
+    def _remove(self, job: Job) -> None:
+        self.ledger.release(job)
+        self.queue.remove(job)
+        self._num_started -= job.started_at is not None
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {self.queue!r}, {self.num_in_flight} in flight | {self.ledger!r}>"
+
+
+def _attribute(job: Job, elapsed_s: float, prefill: bool) -> None:
+    job.counts.iterations += 1
+    job.attained_s += elapsed_s
+    if prefill:
+        job.counts.prefill_s += elapsed_s
+    else:
+        job.counts.decode_s += elapsed_s
+
+
+def _entry(job: Job) -> Entry:
+    generation = job.generation
+    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.min_p, generation.seed)
+    penalized = generation.presence_penalty or generation.frequency_penalty or generation.repetition_penalty != 1
+    penalties = None
+    if penalized:
+        penalties = Penalties(
+            generation.presence_penalty,
+            generation.frequency_penalty,
+            generation.repetition_penalty,
+            generation.prompt,
+            list(job.output),
+        )
+    forbidden = sorted(generation.stop_tokens) if len(job.output) < generation.min_tokens else []
+    return Entry(job.id, job.computed, job.pending_tokens(), list(job.device_blocks), sampling, penalties, forbidden)

@@ -1,0 +1,43 @@
+"""The throw-away budget of one turn: what a plan may still take, and what was decided so far."""
+
+from dataclasses import dataclass, field
+
+from gateway.scheduling.job import Job, Residence
+
+# Jobs without KV that may be passed over for memory in one turn before the turn stops looking at more of them.
+LOOKAHEAD = 32
+# Turns that a job can be passed over before nobody behind it may start: smaller jobs must not starve it.
+PATIENCE = 64
+
+
+@dataclass(slots=True)
+class Turn:
+    """Filled by the scheduler's walk in policy order; nothing here changes a job or a block."""
+
+    jobs_left: int
+    tokens_left: int
+    blocks_left: int
+    cold_open: bool  # jobs without KV may still be taken
+    batch: list[Job] = field(default_factory=list)
+    blocked: list[Job] = field(default_factory=list)  # would run, but for missing device blocks; in policy order
+    dropped: list[Job] = field(default_factory=list)  # lose their KV to make room in this very turn
+    _passed: int = 0
+    _prefills: int = 0
+
+    def affords(self, job: Job) -> bool:
+        """Whether the tokens fit. A prompt longer than the whole budget runs as the turn's only prefill."""
+        return job.pending <= self.tokens_left or (job.pending > 1 and self._prefills == 0)
+
+    def take(self, job: Job, blocks: int) -> None:
+        self.batch.append(job)
+        self.jobs_left -= 1
+        self.tokens_left -= job.pending
+        self.blocks_left -= blocks
+        self._prefills += job.pending > 1
+
+    def pass_over(self, job: Job) -> None:
+        """`job` does not fit. Those behind it may, but not without bound."""
+        job.passed_over += 1
+        self._passed += 1
+        if job.residence is Residence.NOWHERE and (self._passed > LOOKAHEAD or job.passed_over > PATIENCE):
+            self.cold_open = False
