@@ -4,14 +4,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 Family = Literal["llama", "opt", "gpt2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+WeightType = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Rotary frequency scaling. kind `linear` uses `factor`; `llama3` all four; more kinds are refused when read."""
+    """Rotary frequency scaling; more kinds are refused when read.
 
-    kind: Literal["linear", "llama3"]
-    factor: float
+    `linear` uses `factor`, `llama3` all four numbers, `tensor` none: the checkpoint has a divisor for each frequency.
+    """
+
+    kind: Literal["linear", "llama3", "tensor"]
+    factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
@@ -31,8 +36,8 @@ class ModelSpec:
     ffn_size: int
     vocab_size: int
     context_length: int  # tokens the model was made for
-    dtype: Literal["fp32", "bf16", "fp16"]  # of the checkpoint
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"]
+    dtype: WeightType  # of the checkpoint
+    activation: Activation
     norm_eps: float
     tied_embeddings: bool
     eos_token_ids: tuple[int, ...]
@@ -49,6 +54,11 @@ class ModelSpec:
     # opt
     norm_first: bool = True
     embedding_size: int | None = None  # where it differs from hidden_size (OPT-350M)
+
+    def window(self, layer: int) -> int | None:
+        """Positions that a token sees in `layer`, itself included; None: all."""
+        slides = self.sliding_layers is None or self.sliding_layers[layer]
+        return self.sliding_window if slides else None
 
     def layer_parameters(self) -> int:
         """Weights of one layer, about: what the partition into stages balances."""

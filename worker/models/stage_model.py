@@ -12,8 +12,8 @@ class Attention(Protocol):
         """Attend in one layer.
 
         layer: index within this stage. q: [tokens, heads, head_dim]; k, v: [tokens, kv_heads, head_dim], after
-        rotation and norms; `tokens` runs over the batch, job after job. A token sees the last `window` positions up to and
-        with its own (None: all of them). Returns [tokens, heads * head_dim].
+        rotation and norms, not always contiguous; `tokens` runs over the batch, job after job. A token sees the last
+        `window` positions up to and with its own (None: all of them). Returns [tokens, heads * head_dim].
         """
         ...
 
@@ -22,9 +22,16 @@ class StageModel(Protocol):
     """One stage's layers and weights."""
 
     def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """Run the layers. x: [tokens] ids in the first stage, [tokens, hidden] after it. Returns [tokens, hidden]."""
+        """Run the layers.
+
+        x: [tokens] ids in the first stage, [tokens, hidden] after it; positions: [tokens], of each token in its job.
+        Returns [tokens, hidden].
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Final norm and head, last stage only. hidden: [rows, hidden], the rows that are sampled. Returns fp32 [rows, vocab]."""
+        """Final norm and head, last stage only.
+
+        hidden: [rows, hidden], the rows that are sampled. Returns fp32 [rows, vocab].
+        """
         ...
