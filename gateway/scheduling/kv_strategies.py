@@ -135,7 +135,7 @@ class Proactive:
             if deficit <= 0:
                 break
             # Never for somebody who runs later; and for those only expected, never who runs soon.
-            if (job.rank < first) if first is not None else (self._memory.queue.ahead(job.rank) < soon):
+            if (job.rank <= first) if first is not None else (self._memory.queue.ahead(job.rank) < soon):
                 continue
             size = len(job.device_blocks)
             if size <= host_free:
@@ -172,7 +172,7 @@ class Reactive:
         deficit = ledger.missing(neediest) - ledger.device.num_free - ledger.departing
         host_free = ledger.host.num_free
         for job in self._memory.movable_from_the_end():
-            if deficit <= 0 or job.rank < neediest.rank:
+            if deficit <= 0 or job.rank <= neediest.rank:
                 break
             size = len(job.device_blocks)
             if size <= host_free:
@@ -201,7 +201,7 @@ class Recompute:
     def room_now(self, job: Job, missing: int, turn: Turn) -> list[Job]:
         victims: list[Job] = []
         for victim in self._memory.movable_from_the_end():
-            if missing <= 0 or victim.rank < job.rank:
+            if missing <= 0 or victim.rank <= job.rank:
                 break
             if victim not in turn.dropped and victim not in turn.batch:
                 victims.append(victim)

@@ -121,7 +121,8 @@ class Scheduler:
         uploads += [pair for job in moves.upload for pair in self.ledger.upload(job)]
         moves.upload += [job for job in turn.batch if job.residence is Residence.UPLOADING]
         if not turn.batch and not offloads and not uploads:
-            return None
+            # What was just dropped made room for somebody. Ends: every round drops a job that was resident.
+            return self.plan(now, epoch) if moves.drop else None
         self._seq += 1
         self._flights.append(_InFlight(self._seq, now, turn.batch, prefills, moves))
         entries = [_entry(job) for job in turn.batch]
@@ -164,11 +165,9 @@ class Scheduler:
         for job in merge(*self._runnable(turn)):
             if not turn.jobs_left:
                 break
-            if job.in_flight or job.aborted or job in turn.dropped:
+            if job.in_flight or job.aborted or job in turn.dropped or not (opens or job.started_at is not None):
                 continue
-            if job.started_at is None and not opens:
-                turn.cold_open = False
-            elif not turn.affords(job):
+            if not turn.affords(job):
                 turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
             else:
                 self._fit(job, turn)

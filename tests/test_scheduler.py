@@ -1,0 +1,206 @@
+from typing import Any
+
+import pytest
+from fakes import Drive, answer, scheduler
+
+from common.config import KvStrategy
+from common.records import Result
+from gateway.scheduling.cost import LinearCost
+from gateway.scheduling.job import Residence
+
+COST = LinearCost(decode=1.0, prefill_per_token=0.1)
+
+
+def drive(**options: Any) -> Drive:
+    return Drive(scheduler(COST, **options), COST)
+
+
+def test_a_job_is_prefilled_then_decoded_and_ends_at_its_length() -> None:
+    run = drive()
+    job = run.submit(1, prompt=20, output=3)
+    run.run()
+    entries = [plan.entries[0] for plan in run.plans]
+    assert [(entry.start, len(entry.tokens)) for entry in entries] == [(0, 20), (20, 1), (21, 1)]
+    assert entries[1].tokens == [7]
+    assert job.finish_reason == "length"
+    assert repr(run.scheduler) == (
+        "<Scheduler <JobQueue 0 cold, 0 resident, 0 away>, 0 in flight | "
+        "device 10000/10000 blocks free, host 10000/10000 blocks free>"
+    )
+
+
+def test_a_stop_token_ends_the_job_and_is_not_emitted() -> None:
+    run = drive()
+    run.submit(1, 4, 10, stop_tokens=frozenset({7}))
+    outcomes = run.step()
+    assert outcomes is not None
+    assert [(outcome.token, outcome.finish_reason) for outcome in outcomes] == [(None, "stop")]
+
+
+def test_stop_tokens_are_forbidden_until_min_tokens() -> None:
+    run = drive()
+    run.submit(1, 4, 3, min_tokens=2, stop_tokens=frozenset({9, 8}))
+    run.run()
+    assert [plan.entries[0].forbidden for plan in run.plans] == [[8, 9], [8, 9], []]
+
+
+def test_penalties_travel_with_the_tokens_that_they_look_at() -> None:
+    run = drive()
+    run.submit(1, 2, 2, frequency_penalty=0.5)
+    run.submit(2, 2, 2)
+    run.run()
+    first, second = run.plans[1].entries
+    assert first.penalties is not None
+    assert (first.penalties.prompt, first.penalties.output) == ([0, 1], [7])
+    assert second.penalties is None
+
+
+def test_logits_that_are_not_finite_fail_that_job_alone() -> None:
+    run = drive()
+    run.submit(1, 2, 5)
+    run.submit(2, 2, 5)
+    plan = run.scheduler.plan(0.0)
+    assert plan is not None
+    outcomes = run.scheduler.commit(Result(plan.seq, [None, 7], 0.0, 0.0), 1.0)
+    assert [outcome.finish_reason for outcome in outcomes] == ["error", None]
+
+
+def test_batches_are_limited_by_jobs_and_by_tokens() -> None:
+    run = drive(max_batch_jobs=3, max_batch_tokens=50)
+    for job_id, prompt in enumerate((20, 20, 20, 2)):
+        run.submit(job_id, prompt, 1)
+    run.run()
+    # The third prompt does not fit into 50 tokens; the small one behind it must not overtake it.
+    assert run.schedule == [[0, 1], [2, 3]] or run.schedule[0] == [3, 0, 1]
+
+
+def test_a_prompt_longer_than_the_token_budget_runs_as_the_only_prefill() -> None:
+    run = drive(max_batch_tokens=16)
+    run.submit(1, 40, 2)
+    run.submit(2, 4, 2)
+    run.run()
+    assert set(run.finished_at) == {1, 2}
+    assert all(
+        sum(len(e.tokens) > 1 for e in plan.entries) <= 1 for plan in run.plans if len(plan.entries[0].tokens) > 16
+    )
+
+
+def test_a_job_is_in_at_most_one_plan_and_the_pipeline_is_filled() -> None:
+    run = drive(pipeline_parallel=2, max_batch_jobs=8)
+    for job_id in range(6):
+        run.submit(job_id, 2, 5)
+    first, second = run.scheduler.plan(0.0), run.scheduler.plan(0.0)
+    assert first is not None
+    assert second is not None
+    assert run.scheduler.plan(0.0) is None
+    ids = [entry.job_id for plan in (first, second) for entry in plan.entries]
+    assert sorted(ids) == list(range(6))
+    assert len(first.entries) == len(second.entries) == 3
+
+
+def test_results_must_come_in_order() -> None:
+    run = drive(pipeline_parallel=2)
+    for job_id in range(2):
+        run.submit(job_id, 2, 5)
+    run.scheduler.plan(0.0)
+    second = run.scheduler.plan(0.0)
+    assert second is not None
+    with pytest.raises(AssertionError, match="result 2 for plan 1"):
+        run.scheduler.commit(answer(second), 1.0)
+
+
+def test_aborting_a_waiting_job_frees_it_at_once_and_a_running_one_at_the_commit() -> None:
+    run = drive(max_batch_jobs=1)
+    running, waiting = run.submit(1, 20, 5), run.submit(2, 20, 5)
+    plan = run.scheduler.plan(0.0)
+    assert plan is not None
+    run.scheduler.abort(waiting)
+    run.scheduler.abort(running)
+    run.scheduler.abort(running)
+    assert len(run.scheduler.queue) == 1
+    assert run.scheduler.commit(answer(plan), 1.0) == []
+    assert len(run.scheduler.queue) == 0
+    assert run.scheduler.ledger.device.num_used == 0
+
+
+def test_the_trace_says_what_scheduling_did() -> None:
+    run = drive(max_batch_jobs=1, aging=0.0)
+    long = run.submit(1, 4, 20)
+    for _ in range(5):
+        run.step()
+    run.submit(2, 4, 1)
+    run.run()
+    trace = long.trace(run.now, block_bytes=100)
+    assert (trace.joined_level, trace.preemptions, trace.iterations, trace.recomputes) == (0, 1, 20, 0)
+    assert trace.demotions == trace.final_level == 4
+    assert (trace.queue_s, trace.prefill_s, trace.decode_s, trace.stalled_s) == (0.0, 1.0, 19.0, 1.0)
+
+
+def crowded(strategy: KvStrategy, **options: Any) -> Drive:
+    """Six jobs of 24 blocks in the end, with room for 30 on the device."""
+    run = drive(kv_strategy=strategy, device=30, max_batch_jobs=2, block_tokens=4, **options)
+    for job_id in range(6):
+        run.submit(job_id, 16, 80)
+    run.run(5000)
+    assert set(run.finished_at) == set(range(6))
+    assert run.scheduler.ledger.device.num_used == run.scheduler.ledger.host.num_used == 0
+    return run
+
+
+def test_proactive_offloads_and_never_makes_a_batch_wait() -> None:
+    run = crowded("proactive")
+    assert any(plan.offloads for plan in run.plans)
+    assert any(plan.uploads for plan in run.plans)
+    assert not any(plan.copies_first for plan in run.plans)
+
+
+def test_reactive_copies_on_the_critical_path() -> None:
+    run = crowded("reactive")
+    assert any(plan.uploads and plan.entries for plan in run.plans)
+    assert all(plan.copies_first for plan in run.plans)
+
+
+def test_recompute_drops_and_prefills_again_with_what_was_emitted() -> None:
+    run = crowded("recompute")
+    assert not any(plan.offloads or plan.uploads for plan in run.plans)
+    again = [entry for plan in run.plans for entry in plan.entries if entry.start == 0 and len(entry.tokens) > 16]
+    assert again
+    assert again[0].tokens[16:] == [7] * (len(again[0].tokens) - 16)
+
+
+def test_defer_starts_only_what_fits_to_the_end() -> None:
+    run = crowded("defer")
+    assert not any(plan.offloads or plan.uploads for plan in run.plans)
+    assert all(entry.start > 0 or len(entry.tokens) == 16 for plan in run.plans for entry in plan.entries)
+
+
+def test_both_memories_full_still_finishes_everybody() -> None:
+    for strategy in ("proactive", "reactive"):
+        run = drive(kv_strategy=strategy, device=26, host=10, max_batch_jobs=2, block_tokens=4)
+        for job_id in range(6):
+            run.submit(job_id, 16, 80)
+        run.run(5000)
+        assert set(run.finished_at) == set(range(6))
+
+
+def test_started_jobs_are_capped_by_what_both_memories_hold() -> None:
+    run = drive(device=30, host=30, max_batch_jobs=2, block_tokens=4)
+    jobs = [run.submit(job_id, 40, 8) for job_id in range(50)]
+    most = 0
+    while run.step() is not None:
+        most = max(most, sum(job.residence is not Residence.NOWHERE for job in jobs))
+    assert most <= 6
+    assert len(run.finished_at) == 50
+
+
+def test_a_large_job_is_not_starved_by_small_ones() -> None:
+    run = drive(policy="fcfs", device=40, host=0, max_batch_jobs=8, block_tokens=4)
+    for job_id in range(7):
+        run.submit(job_id, 8, 12)
+    run.submit(99, 120, 4)
+    for job_id in range(100, 400):
+        run.submit(job_id, 8, 12)
+        run.step()
+        if 99 in run.finished_at:
+            return
+    raise AssertionError("the large job never ran")
