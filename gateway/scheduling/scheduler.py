@@ -63,7 +63,15 @@ def make_policy(config: Config, cost: CostModel) -> Policy:
 class Scheduler:
     """Holds all active jobs. At most `pipeline_parallel` plans are in flight, a job in at most one of them."""
 
-    def __init__(self, config: Config, cost: CostModel, num_device_blocks: int, num_host_blocks: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        cost: CostModel,
+        num_device_blocks: int,
+        num_host_blocks: int,
+        *,
+        first_seq: int = 1,
+    ) -> None:
         self._config = config
         self._cost = cost
         self._policy = make_policy(config, cost)
@@ -74,7 +82,7 @@ class Scheduler:
         memory = Memory(self.queue, self.ledger, self._arrivals, places)
         self._strategy: KvStrategy = STRATEGIES[config.kv_strategy](memory)
         self._flights: deque[_InFlight] = deque()
-        self._seq = 0
+        self._seq = first_seq - 1
         self._num_started = 0
 
     # ------------------------------------------------------------------------------------------ jobs in and out

@@ -1,0 +1,111 @@
+"""The only place that imports mpi4py. A world joined at start-up, and the channel over it.
+
+Point-to-point messages on COMM_WORLD only: no collective and no new communicator after `World.join`. One thread of a
+process calls MPI after that, whichever it is.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import mpi4py
+
+from common.channel import FIRST_PAUSE_S, ChannelError
+
+mpi4py.rc.initialize = False  # joining a world is an act, not a side effect of an import
+mpi4py.rc.finalize = False
+
+from mpi4py import MPI  # noqa: E402
+
+_TAG = 1
+MAX_MESSAGE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This rank's place. `hosts[r]` is the host of rank r."""
+
+    rank: int
+    size: int
+    hosts: list[str]
+    library: str  # such as "MPICH 5.0.2"
+
+    @classmethod
+    def join(cls) -> "World":
+        """Initialize MPI and learn who is there. Collective: every rank calls it once, first thing."""
+        level = MPI.Init_thread(MPI.THREAD_SERIALIZED)
+        if level < MPI.THREAD_SERIALIZED:
+            raise ChannelError("this MPI library has no MPI_THREAD_SERIALIZED, which the gateway's engine thread needs")
+        comm = MPI.COMM_WORLD
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+        hosts = _allgather_text(comm, MPI.Get_processor_name())
+        vendor, version = MPI.get_vendor()
+        return cls(comm.Get_rank(), comm.Get_size(), hosts, f"{vendor} {'.'.join(map(str, version))}")
+
+    @property
+    def one_host(self) -> bool:
+        return len(set(self.hosts)) == 1
+
+    def leave(self) -> None:
+        """Finalize MPI. Collective: every rank calls it last."""
+        if not MPI.Is_finalized():
+            MPI.Finalize()
+
+
+class MpiChannel:
+    """A `common.channel.Channel` over COMM_WORLD."""
+
+    def __init__(self, world: World) -> None:
+        self.rank = world.rank
+        self.size = world.size
+        self._comm = MPI.COMM_WORLD
+        self._status = MPI.Status()
+        self._sending: list[tuple[Any, bytes]] = []  # a payload must outlive its request
+
+    def send(self, peers: Iterable[int], payload: bytes) -> None:
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise ChannelError(f"message of {len(payload)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
+        for peer in peers:
+            self._sending.append((self._comm.Isend([payload, MPI.BYTE], dest=peer, tag=_TAG), payload))
+
+    def poll(self) -> tuple[int, bytes] | None:
+        self._forget_sent()
+        if not self._comm.Iprobe(source=MPI.ANY_SOURCE, tag=_TAG, status=self._status):
+            return None
+        source, count = self._status.Get_source(), self._status.Get_count(MPI.BYTE)
+        if not 0 <= count <= MAX_MESSAGE_BYTES:
+            raise ChannelError(f"message of {count} bytes from rank {source} is over the limit")
+        buffer = bytearray(count)
+        self._comm.Recv([buffer, MPI.BYTE], source=source, tag=_TAG)
+        return source, bytes(buffer)
+
+    def close(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self._forget_sent():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(FIRST_PAUSE_S)
+        return True
+
+    def _forget_sent(self) -> bool:
+        """Let go of what has left; True while something has not."""
+        if self._sending:
+            self._sending = [(request, payload) for request, payload in self._sending if not request.Test()]
+        return bool(self._sending)
+
+
+def _allgather_text(comm: Any, text: str) -> list[str]:
+    """Every rank's text, without pickling: fixed-size buffers."""
+    width = MPI.MAX_PROCESSOR_NAME + 1
+    mine = text.encode()[: width - 1].ljust(width, b"\0")
+    everyone = bytearray(width * comm.Get_size())
+    comm.Allgather([mine, MPI.BYTE], [everyone, MPI.BYTE])
+    return [everyone[i : i + width].rstrip(b"\0").decode() for i in range(0, len(everyone), width)]
+
+
+def abort(code: int) -> None:
+    """End every rank of the world at once; for a second signal."""
+    with contextlib.suppress(Exception):
+        MPI.COMM_WORLD.Abort(code)

@@ -1,0 +1,344 @@
+"""The engine: one thread that turns submitted generations into iterations, and results into streams.
+
+The event loop calls `submit` and `abort`; the thread owns the scheduler and all MPI. Between them stand a queue of
+commands one way and one `call_soon_threadsafe` per iteration the other way.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from common.channel import Channel
+from common.config import Config
+from common.model_files import ModelFiles
+from common.model_spec import ModelSpec
+from common.records import Ready, Result, Setup
+from gateway.generation import Chunk, Generation, QueueFull, State, Stream, Unavailable
+from gateway.pipeline import Pipeline, Pools, StageLost, agree_on_pools
+from gateway.profiling import Profiler, load_profile, profile_path, save_profile
+from gateway.scheduling.cost import Profile
+from gateway.scheduling.job import Job
+from gateway.scheduling.scheduler import Outcome, Scheduler
+from gateway.streams import JobStream
+
+log = logging.getLogger(__name__)
+
+IDLE_LOOK_S = 0.1  # how often an idle engine looks for a worker's last words
+RESULT_LOOK_S = 0.01  # how often it looks for new jobs while a pipeline slot is free
+LONGEST_RETRY_S = 60.0
+Progress = Callable[[str, float], None]  # what is going on, and the share that is done
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Counts since the start. Written by the engine thread, read by anybody."""
+
+    iterations: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    finished: int = 0
+    aborted: int = 0
+    failed: int = 0
+    preemptions: int = 0
+    recomputes: int = 0
+    offloaded_blocks: int = 0
+    uploaded_blocks: int = 0
+    busy_s: float = 0.0  # with a plan in flight
+    stalled_s: float = 0.0  # in which the last stage waited for copies
+
+
+@dataclass(slots=True)
+class _Submit:
+    stream: JobStream
+    generation: Generation
+
+
+@dataclass(slots=True)
+class _Abort:
+    stream: JobStream
+
+
+@dataclass(slots=True)
+class Cluster:
+    """What start-up learned; set before the engine is ready."""
+
+    offers: list[Ready]
+    pools: Pools
+    profile: Profile
+    profile_was_cached: bool
+    max_context: int
+    scheduler: Scheduler = field(repr=False)
+
+
+class JobEngine:
+    """Implements `gateway.generation.Engine`."""
+
+    def __init__(
+        self,
+        config: Config,
+        files: ModelFiles,
+        spec: ModelSpec,
+        channel: Channel,
+        *,
+        store: tuple[str, int] = ("", 0),
+        progress: Progress = lambda what, share: None,
+    ) -> None:
+        """store: where the stages' process group meets, (host, port); port 0 if there is one stage only."""
+        self._config = config
+        self._files = files
+        self._spec = spec
+        self._store = store
+        self._progress = progress
+        stages = list(range(1, config.pipeline_parallel + 1))
+        self._pipeline = Pipeline(channel, stages, config.iteration_timeout)
+        self._state: State = "loading"
+        self._commands: deque[_Submit | _Abort] = deque()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._changed: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+        self._streams: dict[int, tuple[Job, JobStream]] = {}
+        self._jobs: dict[JobStream, Job] = {}
+        self._next_id = 1
+        self._service_s = 0.0  # moving average of seconds per finished job, all jobs together
+        self._last_finish: float | None = None
+        self.statistics = Statistics()
+        self.cluster: Cluster | None = None
+        self.failure: str | None = None
+
+    # ------------------------------------------------------------------------------------------ on the event loop
+
+    def start(self) -> None:
+        """Begin loading, in the thread. Call on the event loop that will use the engine."""
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._thread.start()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def max_context(self) -> int:
+        return self.cluster.max_context if self.cluster else self._spec.context_length
+
+    @property
+    def num_active(self) -> int:
+        """Jobs that are submitted and have not ended."""
+        return len(self._streams) + self._num_submitted
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs that are submitted and have not run: what the queue's bound counts."""
+        return self._num_submitted + (self.cluster.scheduler.num_waiting if self.cluster else 0)
+
+    @property
+    def _num_submitted(self) -> int:
+        """Jobs that the thread has not taken over yet."""
+        return sum(isinstance(command, _Submit) for command in tuple(self._commands))
+
+    def submit(self, generations: list[Generation]) -> list[Stream]:
+        if self._state != "ready":
+            raise Unavailable(self._state, self._retry_after_s())
+        if self.num_waiting + len(generations) > self._config.max_waiting_jobs:
+            raise QueueFull(self._retry_after_s())
+        streams = [JobStream(self._abort) for _ in generations]
+        self._commands.extend(map(_Submit, streams, generations))
+        self._wake.set()
+        return list(streams)
+
+    async def until_changed(self) -> State:
+        """Wait for the next change of state, and return the state."""
+        assert self._changed is not None
+        self._changed.clear()
+        await self._changed.wait()
+        return self._state
+
+    def drain(self) -> None:
+        """Take no new jobs; those there are go on."""
+        if self._state in ("ready", "loading"):
+            self._set_state("draining")
+
+    async def stop(self, timeout_s: float) -> bool:
+        """End what still runs, send every rank home and end the thread; False if that took too long."""
+        self._stopping = True
+        self._wake.set()
+        await asyncio.to_thread(self._thread.join, timeout_s)
+        return not self._thread.is_alive()
+
+    def _abort(self, stream: JobStream) -> None:
+        self._commands.append(_Abort(stream))
+        self._wake.set()
+
+    def _retry_after_s(self) -> float:
+        """When a place should be free: the measured time per finished job, for each that waits."""
+        return min(LONGEST_RETRY_S, max(1.0, self._service_s * max(1, self.num_waiting)))
+
+    # ------------------------------------------------------------------------------------------ the thread
+
+    def _main(self) -> None:
+        """The outermost loop of the thread: whatever happens, clients are told and ranks are sent home."""
+        try:
+            self._start_up()
+            self._serve()
+        except StageLost as lost:
+            self.failure = str(lost)
+            log.error("the workers are lost: %s", lost)
+        except Exception:
+            self.failure = "internal error in the engine"
+            log.exception("the engine failed")
+        finally:
+            self._set_state("lost" if self.failure else "draining")  # nobody is let in from here on
+            self._end_all(self.failure or "the server is shutting down")
+            self._pipeline.stop()
+
+    def _start_up(self) -> None:
+        config, timeout_s = self._config, self._config.start_timeout
+        offers = self._pipeline.wait_until_loaded(timeout_s, lambda share: self._progress("loading", share))
+        pools = agree_on_pools(offers, config.kv_device_blocks, config.kv_host_blocks)
+        setup = Setup(0, self._pipeline.stages, pools.num_device_blocks, pools.num_host_blocks, *self._store)
+        self._pipeline.set_up(setup, timeout_s)
+        limits = [self._spec.context_length, pools.num_device_blocks * config.block_tokens]
+        max_context = min(limits + ([config.max_context] if config.max_context else []))
+        profile, cached, seq = self._profile(offers, pools, max_context)
+        scheduler = Scheduler(config, profile, pools.num_device_blocks, pools.num_host_blocks, first_seq=seq + 1)
+        self.cluster = Cluster(offers, pools, profile, cached, max_context, scheduler)
+        if self._state == "loading":
+            self._set_state("ready")
+
+    def _profile(self, offers: list[Ready], pools: Pools, max_context: int) -> tuple[Profile, bool, int]:
+        """The profile, whether it came from disk, and how many plans measuring it took."""
+        path = profile_path(self._files, self._config, offers)
+        if self._config.profile == "cached" and (found := load_profile(path)):
+            return found, True, 0
+        profiler = Profiler(self._pipeline, self._config, pools, self._spec.vocab_size, max_context)
+        profile = profiler.measure(lambda share: self._progress("profiling", share))
+        try:
+            save_profile(path, profile)
+        except OSError as error:
+            log.warning("the profile could not be kept in %s: %s", path, error)
+        return profile, False, profiler.num_plans
+
+    def _serve(self) -> None:
+        assert self.cluster is not None
+        scheduler = self.cluster.scheduler
+        while not self._stopping:
+            self._wake.clear()
+            self._take_commands(scheduler)
+            while (plan := scheduler.plan(time.monotonic())) is not None:
+                self._pipeline.send(plan)
+                self.statistics.offloaded_blocks += len(plan.offloads)
+                self.statistics.uploaded_blocks += len(plan.uploads)
+            if scheduler.num_in_flight:
+                self._commit(scheduler, self._wait_for_result(scheduler))
+            else:
+                self._idle()
+
+    def _wait_for_result(self, scheduler: Scheduler) -> Result | None:
+        """The next result; None when new jobs could use a free slot of the pipeline meanwhile."""
+        start = time.monotonic()
+        full = scheduler.num_in_flight >= self._config.pipeline_parallel
+        while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S)) is None:
+            if self._commands and not full:
+                break
+            if self._stopping or time.monotonic() - start > self._config.iteration_timeout:
+                break
+        waited_s = time.monotonic() - start
+        self.statistics.busy_s += waited_s
+        if result is None and waited_s > self._config.iteration_timeout:
+            raise StageLost(f"no result within {waited_s:.0f} s (--iteration-timeout)")
+        return result
+
+    def _idle(self) -> None:
+        if not self._wake.wait(IDLE_LOOK_S):
+            unexpected = self._pipeline.poll()
+            assert unexpected is None, f"result {unexpected} with no plan in flight"
+
+    def _take_commands(self, scheduler: Scheduler) -> None:
+        now = time.monotonic()
+        while self._commands:
+            command = self._commands.popleft()
+            if isinstance(command, _Submit):
+                job = scheduler.submit(self._next_id, command.generation, now)
+                self._next_id += 1
+                self._streams[job.id] = (job, command.stream)
+                self._jobs[command.stream] = job
+            elif (aborted := self._jobs.get(command.stream)) is not None:
+                scheduler.abort(aborted)
+                self.statistics.aborted += 1
+                self._forget(aborted)
+
+    def _commit(self, scheduler: Scheduler, result: Result | None) -> None:
+        if result is None:
+            return
+        now = time.monotonic()
+        outcomes = scheduler.commit(result, now)
+        self.statistics.iterations += 1
+        self.statistics.stalled_s += result.stalled_s
+        chunks = [(self._streams[outcome.job.id][1], self._chunk(outcome, now)) for outcome in outcomes]
+        for outcome in outcomes:
+            if outcome.finish_reason is not None:
+                self._note_finish(outcome.job, now)
+        self._hand_over(chunks)
+
+    def _chunk(self, outcome: Outcome, now: float) -> Chunk:
+        assert self.cluster is not None
+        tokens = () if outcome.token is None else (outcome.token,)
+        self.statistics.output_tokens += len(tokens)
+        if outcome.finish_reason is None:
+            return Chunk(tokens)
+        error = None
+        if outcome.finish_reason == "error":
+            error = "the model produced values that are not finite for this request"
+        trace = outcome.job.trace(now, self.cluster.pools.block_bytes)
+        return Chunk(tokens, outcome.finish_reason, error, trace)
+
+    def _note_finish(self, job: Job, now: float) -> None:
+        counts, statistics = job.counts, self.statistics
+        statistics.finished += job.finish_reason != "error"
+        statistics.failed += job.finish_reason == "error"
+        statistics.preemptions += counts.preemptions
+        statistics.recomputes += counts.recomputes
+        statistics.prompt_tokens += len(job.generation.prompt)
+        if self._last_finish is not None:
+            self._service_s += 0.1 * (now - self._last_finish - self._service_s)
+        self._last_finish = now
+        self._forget(job)
+
+    def _forget(self, job: Job) -> None:
+        _, stream = self._streams.pop(job.id)
+        del self._jobs[stream]
+
+    def _end_all(self, why: str) -> None:
+        """Tell everybody whose job did not end."""
+        waiting = [stream for _, stream in self._streams.values()]
+        waiting += [command.stream for command in tuple(self._commands) if isinstance(command, _Submit)]
+        self._commands.clear()
+        self._streams.clear()
+        self._jobs.clear()
+        self._hand_over([(stream, Chunk((), "error", why)) for stream in waiting])
+
+    def _hand_over(self, chunks: list[tuple[JobStream, Chunk]]) -> None:
+        """All of an iteration's tokens to the event loop, in one call."""
+        if chunks:
+            self._call(_deliver, chunks)
+
+    def _set_state(self, state: State) -> None:
+        self._state = state
+        assert self._changed is not None
+        self._call(self._changed.set)
+
+    def _call(self, function: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *args)
+
+
+def _deliver(chunks: list[tuple[JobStream, Chunk]]) -> None:
+    for stream, chunk in chunks:
+        stream.put(chunk)

@@ -1,0 +1,52 @@
+"""The engine's counters and gauges for Prometheus, read when somebody scrapes: an iteration pays nothing for them."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.engine import JobEngine
+
+_COUNTERS = {
+    "iterations": "Iterations committed.",
+    "finished": "Jobs that ended by themselves.",
+    "aborted": "Jobs whose client went away or had enough.",
+    "failed": "Jobs whose logits were not finite.",
+    "preemptions": "Times that a started job was left out of a batch, of jobs that ended.",
+    "recomputes": "Times that a job lost its KV, of jobs that ended.",
+    "offloaded_blocks": "KV blocks moved to host memory.",
+    "uploaded_blocks": "KV blocks moved back to the device.",
+    "busy_s": "Seconds with a plan in flight.",
+    "stalled_s": "Seconds in which the last stage waited for KV copies.",
+}
+
+
+class EngineCollector(Collector):
+    """Exports an engine's statistics and the state of its queue and pools."""
+
+    def __init__(self, engine: JobEngine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        for name, text in _COUNTERS.items():
+            exported = name.replace("_s", "_seconds") if name.endswith("_s") else name
+            yield CounterMetricFamily(f"skipjoin_{exported}", text, value=getattr(self._engine.statistics, name))
+        yield GaugeMetricFamily("skipjoin_jobs", "Jobs submitted and not ended.", value=self._engine.num_active)
+        yield GaugeMetricFamily("skipjoin_jobs_waiting", "Jobs that never ran.", value=self._engine.num_waiting)
+        if self._engine.cluster is not None:
+            yield from self._memory()
+
+    def _memory(self) -> Iterator[Metric]:
+        assert self._engine.cluster is not None
+        scheduler = self._engine.cluster.scheduler
+        lines = GaugeMetricFamily("skipjoin_jobs_by_kv", "Jobs by where their KV is.", labels=["kv"])
+        for name in ("cold", "resident", "away"):
+            lines.add_metric([name], len(getattr(scheduler.queue, name)))
+        yield lines
+        used = GaugeMetricFamily("skipjoin_kv_blocks_used", "KV blocks in use.", labels=["memory"])
+        total = GaugeMetricFamily("skipjoin_kv_blocks", "KV blocks there are.", labels=["memory"])
+        for memory, pool in (("device", scheduler.ledger.device), ("host", scheduler.ledger.host)):
+            used.add_metric([memory], pool.num_used)
+            total.add_metric([memory], pool.num_blocks)
+        yield used
+        yield total

@@ -1,0 +1,118 @@
+"""The workers as the engine sees them: plans go to every stage at once, results come from the last."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.channel import Channel, receive
+from common.records import Fault, Plan, Progress, Ready, Report, Result, Setup, Stop, Up, decode_report, encode
+
+
+class StageLost(RuntimeError):
+    """A stage failed or fell silent; the message is for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """What the stages agreed to hold: the same number of blocks everywhere, of a different size in each stage."""
+
+    num_device_blocks: int
+    num_host_blocks: int
+    block_bytes: int  # of one block, summed over the stages
+
+
+class Pipeline:
+    """Talks to the stages over a channel. One thread uses it."""
+
+    def __init__(self, channel: Channel, stages: list[int], timeout_s: float) -> None:
+        self._channel = channel
+        self.stages = stages
+        self._timeout_s = timeout_s
+
+    # ------------------------------------------------------------------------------------------ start-up
+
+    def wait_until_loaded(self, timeout_s: float, progress: Callable[[float], None]) -> list[Ready]:
+        """Every stage's offer, in stage order. `progress` is told the share that is loaded."""
+        ready: dict[int, Ready] = {}
+        shares = dict.fromkeys(self.stages, 0.0)
+        while len(ready) < len(self.stages):
+            rank, report = self._expect((Progress, Ready), timeout_s)
+            if isinstance(report, Progress):
+                shares[rank] = report.done / max(1, report.total)
+            elif isinstance(report, Ready):
+                ready[rank], shares[rank] = report, 1.0
+            progress(sum(shares.values()) / len(shares))
+        return [ready[rank] for rank in self.stages]
+
+    def set_up(self, setup: Setup, timeout_s: float) -> None:
+        """Make the stages allocate their pools and connect; returns when all have."""
+        self._channel.send(self.stages, encode(setup))
+        up: set[int] = set()
+        while len(up) < len(self.stages):
+            rank, report = self._expect((Up,), timeout_s)
+            assert isinstance(report, Up)
+            assert report.epoch == setup.epoch
+            up.add(rank)
+
+    # ------------------------------------------------------------------------------------------ iterations
+
+    def send(self, plan: Plan) -> None:
+        self._channel.send(self.stages, encode(plan))
+
+    def wait(self, seconds: float) -> Result | None:
+        """The next result, or None after `seconds`. Raises StageLost."""
+        message = receive(self._channel, seconds)
+        return None if message is None else self._result(message)
+
+    def poll(self) -> Result | None:
+        """The next result if it is there. Raises StageLost."""
+        message = self._channel.poll()
+        return None if message is None else self._result(message)
+
+    def run(self, plan: Plan) -> Result:
+        """Send one plan and wait for its result, with nothing else in flight."""
+        self.send(plan)
+        _, report = self._expect((Result,), self._timeout_s)
+        assert isinstance(report, Result)
+        return report
+
+    def stop(self) -> None:
+        """Tell every rank of the world to leave, spares too."""
+        everybody = [rank for rank in range(self._channel.size) if rank != self._channel.rank]
+        self._channel.send(everybody, encode(Stop()))
+        self._channel.close(self._timeout_s)
+
+    def _result(self, message: tuple[int, bytes]) -> Result:
+        rank, payload = message
+        report = _checked(rank, decode_report(payload))
+        if not isinstance(report, Result):
+            raise StageLost(f"rank {rank} sent {type(report).__name__} where a result was expected")
+        return report
+
+    def _expect(self, kinds: tuple[type[Report], ...], timeout_s: float) -> tuple[int, Report]:
+        message = receive(self._channel, timeout_s)
+        if message is None:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise StageLost(f"no {wanted} from ranks {self.stages} within {timeout_s:.0f} s")
+        rank, payload = message
+        report = _checked(rank, decode_report(payload))
+        if not isinstance(report, kinds):
+            raise StageLost(f"rank {rank} sent {type(report).__name__} out of turn")
+        return rank, report
+
+
+def _checked(rank: int, report: Report) -> Report:
+    if isinstance(report, Fault):
+        raise StageLost(f"rank {rank}: {report.text}")
+    return report
+
+
+def agree_on_pools(offers: list[Ready], device_blocks: int | None, host_blocks: int | None) -> Pools:
+    """As many blocks as the smallest stage can hold, or as many as were asked for."""
+    if device_blocks is None:
+        device_blocks = min(offer.device_bytes // offer.block_bytes for offer in offers)
+    if host_blocks is None:
+        host_blocks = min(offer.host_bytes // offer.block_bytes for offer in offers)
+    if device_blocks < 1:
+        largest = max(offer.block_bytes for offer in offers)
+        raise StageLost(f"no room for KV: one block takes {largest} bytes; raise --kv-device-memory")
+    return Pools(device_blocks, host_blocks, sum(offer.block_bytes for offer in offers))
