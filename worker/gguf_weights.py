@@ -1,0 +1,72 @@
+"""Weights of a GGUF file: unpacked, renamed and reordered to what the Hugging Face checkpoint had."""
+
+from math import gcd
+
+import numpy as np
+import torch
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+from gguf.constants import GGMLQuantizationType as Packing
+from gguf.quants import dequantize
+from torch import Tensor
+
+from common.gguf_file import GgufFile, GgufTensor
+from common.model_files import ModelError
+from common.model_spec import ModelSpec
+from worker.weights import check_shape, own
+
+_UNPACKED = (
+    Packing.F32,
+    Packing.F16,
+    Packing.BF16,
+    Packing.Q8_0,
+    Packing.Q4_0,
+    Packing.Q4_1,
+    Packing.Q4_K,
+    Packing.Q6_K,
+)
+_WIDEST = 64
+_PARTS = (".weight", ".bias")
+_CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+
+class GgufWeights:
+    """Reads and unpacks one tensor at a time."""
+
+    def __init__(self, file: GgufFile, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
+        self._file = file
+        self._spec = spec
+        self.device = device
+        self._dtype = dtype
+        architecture = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == spec.architecture)
+        self._names = get_tensor_name_map(architecture, spec.num_layers)
+        self._interleaved = architecture == MODEL_ARCH.LLAMA
+
+    def get(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        stored = self._names.get_name(name, _PARTS) or name
+        tensor = self._file.tensors.get(stored)
+        if tensor is None:
+            raise ModelError(f"{self._file.path.name} has no tensor {stored}")
+        transposed = self._spec.family == "gpt2" and name.endswith(_CONV1D)
+        check_shape(stored, tensor.shape, shape[::-1] if transposed else shape)
+        values = torch.from_numpy(self._unpack(stored, tensor)).view(tensor.shape)
+        if self._interleaved and ".self_attn." in name:
+            values = self._undo_interleaving(name, values)
+        return own(values.t() if transposed else values, self.device, dtype or self._dtype)
+
+    def _unpack(self, name: str, tensor: GgufTensor) -> np.ndarray:
+        if tensor.packing not in _UNPACKED:
+            known = ", ".join(packing.name for packing in _UNPACKED)
+            raise ModelError(f"tensor {name} is packed as {tensor.packing.name}, which is not one of {known}")
+        packed = np.fromfile(self._file.path, np.uint8, tensor.num_bytes, offset=tensor.offset)
+        # It takes a few rows per step of Python: wide ones, each of many of ours, halve the time.
+        rows = packed.reshape(tensor.shape[0] // gcd(tensor.shape[0], _WIDEST), -1)
+        values: np.ndarray = dequantize(rows, tensor.packing)
+        return values
+
+    def _undo_interleaving(self, name: str, values: Tensor) -> Tensor:
+        """Llama's q and k are stored for a rotation of neighbours (0, 1), (2, 3)...; ours rotates halves."""
+        heads = {"q_proj": self._spec.num_heads, "k_proj": self._spec.num_kv_heads}.get(name.split(".")[-2])
+        if heads is None:
+            return values
+        pairs = values.view(heads, self._spec.head_dim // 2, 2, -1)  # [heads, frequencies, 2, in]
+        return pairs.transpose(1, 2).reshape(values.shape)

@@ -1,0 +1,107 @@
+"""The Llama family: Llama 2 and 3, SmolLM2, Mistral, Qwen2 and Qwen3."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.model_spec import ModelSpec
+from common.topology import Stage
+from worker.models.layers import (
+    ACTIVATIONS,
+    Embedding,
+    Head,
+    Progress,
+    RmsNorm,
+    load_ends,
+    reported,
+)
+from worker.models.linear import load_linear, load_stacked
+from worker.models.rope import Rope, Rotation, load_rope
+from worker.models.stage_model import Attention
+from worker.weights import Weights
+
+
+def load_llama(spec: ModelSpec, stage: Stage, weights: Weights, progress: Progress) -> "LlamaStage":
+    tokens, head = load_ends(weights, spec, stage, "model.embed_tokens.weight")
+    return LlamaStage(
+        embedding=None if tokens is None else Embedding(tokens),
+        head=None if head is None else Head(head, _load_norm(weights, "model.norm", spec)),
+        rope=load_rope(spec, weights),
+        layers=[_Layer(spec, layer, weights) for layer in reported(stage.layers, progress)],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaStage:
+    """One stage of a model of the family; implements StageModel."""
+
+    embedding: Embedding | None  # first stage
+    layers: "list[_Layer]"
+    rope: Rope
+    head: Head | None  # last stage
+
+    def forward(self, x: Tensor, positions: Tensor, attention: Attention) -> Tensor:
+        hidden = x if self.embedding is None else self.embedding(x, positions)
+        rotation = self.rope.at(positions, hidden.dtype)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden, index, rotation, attention)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        assert self.head is not None, "only the last stage has a head"
+        return self.head(hidden)
+
+
+class _Layer:
+    def __init__(self, spec: ModelSpec, layer: int, weights: Weights) -> None:
+        name = f"model.layers.{layer}"
+        hidden, ffn, bias = spec.hidden_size, spec.ffn_size, spec.mlp_bias
+        self._attention_norm = _load_norm(weights, f"{name}.input_layernorm", spec)
+        self._attend = _Attention(spec, layer, weights)
+        self._mlp_norm = _load_norm(weights, f"{name}.post_attention_layernorm", spec)
+        parts = [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"]
+        self._gate_up = load_stacked(weights, parts, [ffn, ffn], hidden, bias=bias)
+        self._down = load_linear(weights, f"{name}.mlp.down_proj", hidden, ffn, bias=bias)
+        self._activation = ACTIVATIONS[spec.activation]
+
+    def __call__(self, x: Tensor, index: int, rotation: Rotation, attention: Attention) -> Tensor:
+        x = x + self._attend(self._attention_norm(x), index, rotation, attention)
+        gate, up = self._gate_up(self._mlp_norm(x)).chunk(2, -1)  # [tokens, ffn] each
+        return x + self._down(self._activation(gate) * up)
+
+
+class _Attention:
+    """Projections, norms and rotation around the attention proper."""
+
+    def __init__(self, spec: ModelSpec, layer: int, weights: Weights) -> None:
+        name = f"model.layers.{layer}.self_attn"
+        hidden, q_size, kv_size = spec.hidden_size, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        parts = [f"{name}.{part}_proj" for part in "qkv"]
+        self._qkv = load_stacked(weights, parts, [q_size, kv_size, kv_size], hidden, bias=spec.qkv_bias)
+        self._out = load_linear(weights, f"{name}.o_proj", hidden, q_size, bias=spec.out_bias)
+        self._qk_norm = _load_qk_norm(weights, name, spec) if spec.qk_norm else None
+        self._eps = spec.norm_eps
+        self._heads, self._kv_heads, self._head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+        self._scale = spec.head_dim**-0.5
+        self._window = spec.window(layer)
+
+    def __call__(self, x: Tensor, index: int, rotation: Rotation, attention: Attention) -> Tensor:
+        qkv = self._qkv(x).view(x.shape[0], -1, self._head_dim)  # [tokens, heads + 2 * kv_heads, head_dim]
+        qk, v = qkv.split_with_sizes((self._heads + self._kv_heads, self._kv_heads), 1)
+        if self._qk_norm is not None:
+            qk = F.rms_norm(qk, (self._head_dim,), None, self._eps) * self._qk_norm
+        q, k = rotation(qk).split_with_sizes((self._heads, self._kv_heads), 1)
+        return self._out(attention(index, q, k, v, scale=self._scale, window=self._window))
+
+
+def _load_qk_norm(weights: Weights, name: str, spec: ModelSpec) -> Tensor:
+    """Qwen3's norms in one, [heads + kv_heads, head_dim]: all query heads share a weight, all key heads another."""
+    q = weights.get(f"{name}.q_norm.weight", spec.head_dim).expand(spec.num_heads, -1)
+    k = weights.get(f"{name}.k_norm.weight", spec.head_dim).expand(spec.num_kv_heads, -1)
+    return torch.cat((q, k))
+
+
+def _load_norm(weights: Weights, name: str, spec: ModelSpec) -> RmsNorm:
+    return RmsNorm(weights.get(f"{name}.weight", spec.hidden_size), spec.norm_eps)
