@@ -87,6 +87,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     block_bytes: int  # bytes of one KV block in this stage
     device_bytes: int  # KV bytes that fit on the device
     host_bytes: int  # KV bytes that fit in host memory
+    store_port: int = 0  # of a store that this rank hosts, where the stages of a Setup can meet; 0: it hosts none
 
 
 class Up(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -1,0 +1,133 @@
+"""What a stage computes with: device, number type, threads, and how much memory is left for KV."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from common.config import Config, ConfigError, parse_bytes
+from common.model_spec import ModelSpec
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Shares of free memory that KV takes when the user names no size; see Config.
+_CUDA_SHARE, _CPU_SHARE, _HOST_SHARE = 0.8, 0.15, 0.25
+
+# Where a worker runs: its host's name and the cores that it may use there.
+Place = tuple[str, frozenset[int]]
+
+
+def own_place() -> Place:
+    """Where this process runs."""
+    return socket.gethostname(), frozenset(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True, slots=True)
+class HostShare:
+    """A stage's share of its host. The default: alone, with all cores that this process may use."""
+
+    index: int = 0  # among the stages on this host
+    stages: int = 1  # on this host
+    cores: int | None = None  # for this stage; None: all that this process may use
+    only_host: bool = True  # no stage is on another host
+
+    @classmethod
+    def of(cls, index: int, places: list[Place]) -> "HostShare":
+        """The share of worker `index`, when `places` are those of all workers, spares included.
+
+        Launchers may bind every rank to cores of its own, or give all ranks of a host the same ones: cores are
+        divided by the workers that may use any of them.
+        """
+        host, cores = places[index]
+        on_host = [i for i, place in enumerate(places) if place[0] == host]
+        sharing = sum(bool(places[i][1] & cores) for i in on_host)
+        return cls(on_host.index(index), len(on_host), max(1, len(cores) // sharing), len(on_host) == len(places))
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A stage's device and type."""
+
+    device: torch.device
+    dtype: torch.dtype
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """For people: `cpu, 2 threads` or `cuda:0 NVIDIA H200`."""
+        if self.device.type == "cpu":
+            return f"cpu, {self.threads} thread{'s' if self.threads != 1 else ''}"
+        return f"{self.device} {torch.cuda.get_device_name(self.device)}"
+
+    @property
+    def dtype_name(self) -> str:
+        return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+
+
+def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
+    """Choose device and type, and make torch use them. Several stages may share a GPU. Raises ConfigError."""
+    device = _device(config, share)
+    auto = "fp32" if device.type == "cpu" else spec.dtype
+    threads = config.threads or share.cores or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Placement(device, _DTYPES[auto if config.dtype == "auto" else config.dtype], threads)
+
+
+def _device(config: Config, share: HostShare) -> torch.device:
+    if config.device == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", share.index % torch.cuda.device_count())
+    if config.device == "cuda":
+        raise ConfigError(f"--device cuda, but torch {torch.__version__} sees no CUDA device on this host")
+    return torch.device("cpu")
+
+
+def kv_budget(config: Config, placement: Placement, share: HostShare, block_bytes: int) -> tuple[int, int]:
+    """Bytes for the device pool and for the host pool of one stage, measured after loading."""
+    return (
+        _bytes(config.kv_device_blocks, config.kv_device_memory, block_bytes, _free_on_device(placement, share)),
+        _bytes(config.kv_host_blocks, config.kv_host_memory, block_bytes, _free_on_host(share) * _HOST_SHARE),
+    )
+
+
+def _bytes(blocks: int | None, memory: str | None, block_bytes: int, default: float) -> int:
+    if blocks is not None:
+        return blocks * block_bytes
+    return int(default) if memory is None else parse_bytes(memory)
+
+
+def _free_on_device(placement: Placement, share: HostShare) -> float:
+    if placement.device.type == "cpu":
+        return _free_on_host(share) * _CPU_SHARE
+    free, _ = torch.cuda.mem_get_info(placement.device)
+    gpus = torch.cuda.device_count()
+    sharing = len(range(share.index % gpus, share.stages, gpus))  # stages on the same GPU
+    return float(free) * _CUDA_SHARE / sharing
+
+
+def _free_on_host(share: HostShare) -> float:
+    return min(psutil.virtual_memory().available, _free_in_cgroup()) / share.stages
+
+
+def _free_in_cgroup(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
+    """What containers and batch systems leave this process, which the machine's own numbers do not show."""
+    free = float("inf")
+    try:
+        own = next(line[3:].strip("/ \n") for line in membership.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):  # no cgroup of version 2
+        return free
+    group = root / own
+    for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
+        try:
+            limit = (folder / "memory.max").read_text().strip()
+            used = int((folder / "memory.current").read_text())
+        except OSError:
+            continue
+        if limit != "max":
+            free = min(free, max(0.0, int(limit) - used))
+    return free

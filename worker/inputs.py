@@ -1,0 +1,75 @@
+"""A plan's entries as tensors: what the model and the attention need to know of one iteration. Knows no model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.records import Entry
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One job's rows in the batch and its place in the cache."""
+
+    first: int  # row of its first token
+    start: int  # tokens whose KV is in the cache already
+    count: int  # tokens computed now
+    blocks: Ints
+
+    @property
+    def end(self) -> int:
+        """Tokens in the cache once this iteration has written its own."""
+        return self.start + self.count
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One iteration. The tensors are on the device; `tokens` runs over the batch, job after job."""
+
+    tokens: Tensor  # [tokens] ids
+    positions: Tensor  # [tokens] of each token in its job
+    slots: Tensor  # [tokens] block * block_tokens + offset
+    sampled: Tensor  # [rows] the last row of every entry that wants a token
+    segments: list[Segment]
+
+
+def build_inputs(entries: list[Entry], block_tokens: int, device: torch.device) -> Inputs:
+    """Lay the entries end to end. At least one entry; each has tokens, and blocks enough for them."""
+    segments = _segments(entries, block_tokens)
+    positions = [np.arange(s.start, s.end) for s in segments]
+    slots = [
+        s.blocks[p // block_tokens] * block_tokens + p % block_tokens for s, p in zip(segments, positions, strict=True)
+    ]
+    tokens = [token for entry in entries for token in entry.tokens]
+    sampled = [s.first + s.count - 1 for s, e in zip(segments, entries, strict=True) if e.sampling is not None]
+    return Inputs(
+        tokens=to_device(np.array(tokens, dtype=np.int64), device),
+        positions=to_device(np.concatenate(positions), device),
+        slots=to_device(np.concatenate(slots), device),
+        sampled=to_device(np.array(sampled, dtype=np.int64), device),
+        segments=segments,
+    )
+
+
+def to_device(numbers: Ints, device: torch.device) -> Tensor:
+    """Send small integers to the device without waiting for it."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _segments(entries: list[Entry], block_tokens: int) -> list[Segment]:
+    segments = []
+    first = 0
+    for entry in entries:
+        count = len(entry.tokens)
+        needed = -(-(entry.start + count) // block_tokens)
+        assert count > 0, f"job {entry.job_id} has no tokens"
+        assert needed <= len(entry.blocks), f"job {entry.job_id} has {len(entry.blocks)} blocks, needs {needed}"
+        segments.append(Segment(first, entry.start, count, np.array(entry.blocks, dtype=np.int64)))
+        first += count
+    return segments

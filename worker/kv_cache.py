@@ -1,0 +1,104 @@
+"""Where keys and values live: a pool of blocks on the device, one in host memory. Whose they are, others decide."""
+
+import mmap
+
+import torch
+from torch import Tensor
+
+from common.model_spec import ModelSpec
+
+
+def block_bytes(spec: ModelSpec, num_layers: int, block_tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of one block in a stage of `num_layers` layers."""
+    return spec.kv_bytes_per_token(num_layers, dtype.itemsize) * block_tokens
+
+
+class KvCache:
+    """Two pools of blocks: [blocks, layers, 2 (keys, values), kv_heads, block_tokens, head_dim].
+
+    Block-major, so that a copy between device and host moves one contiguous region per block. Heads before slots, so
+    that gathered blocks of one job are, per head, one contiguous [slots, head_dim] matrix: what a matmul wants.
+    Fresh memory is zero and `write` lets no NaN in, because attention multiplies what lies behind a job's last
+    token by zero instead of skipping it.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        num_layers: int,
+        block_tokens: int,
+        num_device_blocks: int,
+        num_host_blocks: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        assert num_device_blocks > 0, "a stage needs device blocks"
+        self.num_layers = num_layers
+        self.block_tokens = block_tokens
+        self.kv_heads = spec.num_kv_heads
+        self.head_dim = spec.head_dim
+        self.dtype = dtype
+        self.torch_device = device
+        block_shape = (num_layers, 2, self.kv_heads, block_tokens, self.head_dim)
+        if device.type == "cuda":
+            self.device = torch.zeros(num_device_blocks, *block_shape, dtype=dtype, device=device)
+            self.host = torch.empty(num_host_blocks, *block_shape, dtype=dtype, pin_memory=True)
+        else:
+            self.device = _lazy_zeros((num_device_blocks, *block_shape), dtype)
+            self.host = _lazy_zeros((num_host_blocks, *block_shape), dtype)
+        self._slot_rows = self.device.view(-1, self.head_dim)
+        self._block_rows = self.device.view(-1, block_tokens * self.head_dim)
+
+    @property
+    def num_blocks(self) -> tuple[int, int]:
+        """Blocks on the device and in host memory."""
+        return len(self.device), len(self.host)
+
+    def write_index(self, slots: Tensor) -> Tensor:
+        """Where `write` puts tokens: [2 * tokens * kv_heads]. slots: [tokens], block * block_tokens + offset."""
+        block_rows = self._block_index(slots // self.block_tokens)  # [2, tokens, kv_heads]
+        return (block_rows * self.block_tokens + (slots % self.block_tokens)[:, None]).flatten()
+
+    def write(self, layer: int, index: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store k and v, [tokens, kv_heads, head_dim], at `write_index(slots)`; what is not finite becomes 0."""
+        rows = torch.empty(2, *k.shape, dtype=self.dtype, device=k.device)
+        for source, target in zip((k, v), rows, strict=True):
+            torch.nan_to_num(source, 0.0, 0.0, 0.0, out=target)
+        first = layer * 2 * self.kv_heads * self.block_tokens
+        self._slot_rows[first:].index_copy_(0, index, rows.view(-1, self.head_dim))
+
+    def read_index(self, tables: Tensor) -> Tensor:
+        """Where `read` finds blocks: [2 * jobs * kv_heads * blocks]. tables: [jobs, blocks]."""
+        return self._block_index(tables).transpose(2, 3).flatten()
+
+    def read(self, layer: int, index: Tensor, num_jobs: int, buffer: Tensor) -> tuple[Tensor, Tensor]:
+        """Gather the keys and values of `read_index(tables)`: two of [jobs, kv_heads, blocks * block_tokens, head_dim].
+
+        They lie in `buffer`, flat and at least `read_size(index)` long.
+        """
+        rows = buffer[: self.read_size(index)].view(len(index), -1)
+        torch.index_select(self._block_rows[layer * 2 * self.kv_heads :], 0, index, out=rows)
+        keys, values = rows.view(2, num_jobs, self.kv_heads, -1, self.head_dim).unbind(0)
+        return keys, values
+
+    def read_size(self, index: Tensor) -> int:
+        """Numbers that `read` gathers."""
+        return len(index) * self.block_tokens * self.head_dim
+
+    def _block_index(self, blocks: Tensor) -> Tensor:
+        """Rows of [block_tokens, head_dim] in layer 0: [2, *blocks.shape, kv_heads]."""
+        heads = torch.arange(2 * self.kv_heads, device=blocks.device).view(2, *[1] * blocks.dim(), self.kv_heads)
+        return blocks[..., None] * (self.num_layers * 2 * self.kv_heads) + heads
+
+    def __repr__(self) -> str:
+        return f"<KvCache {len(self.device)} device blocks, {len(self.host)} host blocks, {self.dtype}>"
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory when they are first written: a pool that is never filled costs a laptop nothing."""
+    num_bytes = dtype.itemsize
+    for size in shape:
+        num_bytes *= size
+    memory = mmap.mmap(-1, max(num_bytes, 1))
+    return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes].view(dtype).view(shape)

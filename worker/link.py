@@ -1,0 +1,187 @@
+"""How activations get from one stage to the next: an interface, threads of one process, torch.distributed.
+
+The first stage receives nothing, the last one sends nothing. Knows no plans: both sides know how many rows come.
+"""
+
+import logging
+import queue
+import socket
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from common.records import Setup
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S = 5.0
+
+
+class LinkLost(RuntimeError):
+    """A neighbour is gone or too slow. This stage is well and may be set up again with other neighbours."""
+
+
+class Link(Protocol):
+    """One stage's connection with its neighbours in one epoch."""
+
+    def send(self, hidden: Tensor) -> None:
+        """Start sending [rows, hidden] to the next stage; nobody may write it any more. Raises LinkLost."""
+
+    def receive(self, rows: int) -> Tensor:
+        """The next [rows, hidden] from the stage before. Raises LinkLost, also when the deadline passes."""
+        ...
+
+    def close(self) -> None:
+        """Let what was sent leave, then disconnect. Harmless when repeated, or after LinkLost."""
+
+
+Connect = Callable[[Setup, int], Link]
+"""Opens the link of the stage with the given index. Raises LinkLost."""
+
+
+class LocalLink:
+    """A link between threads of one process."""
+
+    def __init__(
+        self, before: "queue.SimpleQueue[Tensor] | None", after: "queue.SimpleQueue[Tensor] | None", timeout_s: float
+    ) -> None:
+        self._before = before
+        self._after = after
+        self._timeout_s = timeout_s
+
+    def send(self, hidden: Tensor) -> None:
+        assert self._after is not None, "the last stage has nobody to send to"
+        self._after.put(hidden)
+
+    def receive(self, rows: int) -> Tensor:
+        assert self._before is not None, "the first stage has nobody to receive from"
+        try:
+            hidden = self._before.get(timeout=self._timeout_s)
+        except queue.Empty:
+            raise LinkLost(f"no activations within {self._timeout_s} s") from None
+        assert len(hidden) == rows, f"{len(hidden)} rows came, {rows} were due"
+        return hidden
+
+    def close(self) -> None:
+        pass
+
+
+class LocalWiring:
+    """What the stages of one process connect with: a queue between neighbours, new ones in every epoch."""
+
+    def __init__(self, timeout_s: float = 30.0) -> None:
+        self._timeout_s = timeout_s
+        self._queues: dict[tuple[int, int], queue.SimpleQueue[Tensor]] = {}
+
+    def connect(self, setup: Setup, index: int) -> LocalLink:
+        before = self._queue(setup.epoch, index) if index > 0 else None
+        after = self._queue(setup.epoch, index + 1) if index + 1 < len(setup.stages) else None
+        return LocalLink(before, after, self._timeout_s)
+
+    def _queue(self, epoch: int, receiver: int) -> "queue.SimpleQueue[Tensor]":
+        return self._queues.setdefault((epoch, receiver), queue.SimpleQueue())  # setdefault is atomic
+
+
+def host_store(*, only_local: bool) -> TCPStore:
+    """Start the store where the stages of every epoch meet, on a free port. One worker's serves them all."""
+    listener = socket.create_server(("127.0.0.1" if only_local else "", 0))
+    port = listener.getsockname()[1]
+    return TCPStore(
+        "127.0.0.1",
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+class DistributedLink:
+    """A link through torch.distributed: nccl when every stage has a GPU of its own, else gloo over host memory."""
+
+    def __init__(
+        self, setup: Setup, index: int, *, hidden_size: int, dtype: torch.dtype, device: torch.device, timeout_s: float
+    ) -> None:
+        self._index = index
+        self._shape = (hidden_size,)
+        self._dtype = dtype
+        self._device = device
+        self._timeout = timedelta(seconds=timeout_s)
+        self._num_stages = len(setup.stages)
+        self._sent: deque[tuple[dist.Work, Tensor]] = deque()
+        try:
+            self._connect(setup)
+        except (RuntimeError, ValueError) as error:  # dist's own errors are RuntimeErrors
+            self.close()
+            raise LinkLost(f"cannot connect with the other stages: {error}") from error
+
+    def _connect(self, setup: Setup) -> None:
+        host = "127.0.0.1" if setup.store_host == socket.gethostname() else setup.store_host
+        hosted = TCPStore(host, setup.store_port, is_master=False, timeout=self._timeout)
+        store = PrefixStore(f"epoch {setup.epoch}", hosted)
+        self._backend = self._agree(store)
+        dist.init_process_group(
+            self._backend, store=store, rank=self._index, world_size=self._num_stages, timeout=self._timeout
+        )
+
+    def _agree(self, store: Store) -> str:
+        """Tell the others what this stage computes with; the same answer in every stage."""
+        store.set(f"stage {self._index}", f"{_device_name(self._device)} {self._dtype}")
+        answers = [store.get(f"stage {i}").decode().rsplit(" ", 1) for i in range(self._num_stages)]
+        names, dtypes = zip(*answers, strict=True)
+        if len(set(dtypes)) > 1:
+            raise ValueError(f"the stages compute in different types ({', '.join(dtypes)}): give --dtype")
+        own_gpus = "cpu" not in names and len(set(names)) == self._num_stages
+        return "nccl" if own_gpus else "gloo"
+
+    def send(self, hidden: Tensor) -> None:
+        buffer = hidden.contiguous() if self._backend == "nccl" else _to_host(hidden)
+        try:
+            # As many plans are in flight as there are stages: an older send was received long ago.
+            while len(self._sent) > self._num_stages:
+                self._sent.popleft()[0].wait(self._timeout)
+            work = dist.isend(buffer, self._index + 1)
+        except RuntimeError as error:
+            raise LinkLost(f"stage {self._index + 1} cannot be reached: {error}") from error
+        assert work is not None, "this process is not in the group"
+        self._sent.append((work, buffer))  # The buffer must live until it has left.
+
+    def receive(self, rows: int) -> Tensor:
+        direct = self._backend == "nccl" or self._device.type == "cpu"
+        buffer = torch.empty(
+            rows, *self._shape, dtype=self._dtype, device=self._device if direct else "cpu", pin_memory=not direct
+        )
+        try:
+            dist.recv(buffer, self._index - 1)
+        except RuntimeError as error:
+            raise LinkLost(f"stage {self._index - 1} sends nothing: {error}") from error
+        return buffer if direct else buffer.to(self._device, non_blocking=True)
+
+    def close(self) -> None:
+        try:
+            while self._sent:
+                self._sent.popleft()[0].wait(timedelta(seconds=_CLOSE_TIMEOUT_S))
+        except RuntimeError as error:
+            logger.debug("closing with activations under way: %s", error)
+        self._sent.clear()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _to_host(hidden: Tensor) -> Tensor:
+    if hidden.device.type == "cpu":
+        return hidden.contiguous()
+    return torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True).copy_(hidden)
+
+
+def _device_name(device: torch.device) -> str:
+    """Tells whether two stages share a GPU."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"

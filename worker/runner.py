@@ -1,0 +1,87 @@
+"""One stage's share of one iteration: activations in, layers, activations or tokens out."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from common.records import Entry, Plan, Result
+from common.topology import Stage
+from worker.attention.paged import PagedAttention, Scratch
+from worker.copier import Copies
+from worker.inputs import Inputs, build_inputs
+from worker.kv_cache import KvCache
+from worker.link import Link
+from worker.models.stage_model import StageModel
+from worker.sampler import sample
+
+
+class Runner:
+    """Holds what an iteration needs. Iterations are run one after the other, in the order of their plans."""
+
+    def __init__(
+        self, model: StageModel, stage: Stage, cache: KvCache, link: Link, *, hidden_size: int, timeout_s: float
+    ) -> None:
+        self._model = model
+        self._stage = stage
+        self._cache = cache
+        self._link = link
+        self._hidden_size = hidden_size
+        self._timeout_s = timeout_s
+        self._device = cache.torch_device
+        self._scratch = Scratch(cache)
+
+    @torch.inference_mode()
+    def run(self, plan: Plan, copies: Copies) -> Result | None:
+        """Run one iteration and hand it on; the last stage returns the result.
+
+        An empty batch still goes through all stages, as one row of zeros: its result says that all copies are done.
+        Raises LinkLost, and TimeoutError when the copies take too long.
+        """
+        inputs = build_inputs(plan.entries, self._cache.block_tokens, self._device) if plan.entries else None
+        x = self._receive(inputs)
+        begun = time.perf_counter()
+        if plan.copies_first:
+            copies.wait(self._timeout_s)
+        hidden = self._forward(x, inputs)
+        copies.wait(self._timeout_s)
+        if not self._stage.is_last:
+            self._link.send(hidden)
+            return None
+        tokens = self._sample(hidden, inputs, plan.entries)
+        return Result(plan.seq, tokens, copies.stalled_s(), time.perf_counter() - begun)
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Run a tiny prompt and one more token, so that no job pays for first times. Writes block 0."""
+        for start, count in ((0, 2), (2, 1)):
+            inputs = build_inputs([Entry(0, start, [0] * count, [0], None)], self._cache.block_tokens, self._device)
+            x = inputs.tokens if self._stage.is_first else self._zeros(count)
+            hidden = self._forward(x, inputs)
+            if self._stage.is_last:
+                self._model.logits(hidden[-1:])
+
+    def _receive(self, inputs: Inputs | None) -> Tensor:
+        if not self._stage.is_first:
+            return self._link.receive(len(inputs.tokens) if inputs else 1)
+        return inputs.tokens if inputs else self._zeros(1)
+
+    def _forward(self, x: Tensor, inputs: Inputs | None) -> Tensor:
+        if inputs is None:
+            return self._zeros(1)
+        return self._model.forward(x, inputs.positions, PagedAttention(self._cache, self._scratch, inputs))
+
+    def _sample(self, hidden: Tensor, inputs: Inputs | None, entries: list[Entry]) -> list[int | None]:
+        """One answer per entry. Returns when the device is done."""
+        wanted = [i for i, entry in enumerate(entries) if entry.sampling is not None]
+        tokens: list[int | None] = [None] * len(entries)
+        if inputs is not None and wanted:
+            drawn = sample(self._model.logits(hidden[inputs.sampled]), [entries[i] for i in wanted])
+            for i, token in zip(wanted, drawn, strict=True):
+                tokens[i] = token
+        elif self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        return tokens
+
+    def _zeros(self, rows: int) -> Tensor:
+        return torch.zeros(rows, self._hidden_size, dtype=self._cache.dtype, device=self._device)
