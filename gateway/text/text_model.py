@@ -1,0 +1,81 @@
+"""All that the gateway needs to know of a model to speak its language: tokenizer, chat template, names, limits."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import anyio.to_thread
+
+from common.gguf_file import read_gguf
+from common.model_files import ModelFiles
+from common.model_spec import ModelSpec
+from gateway.text.gguf_tokenizer import gguf_tokenizer
+from gateway.text.template import ChatTemplate, TemplateRefusal, directory_template
+from gateway.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_settings
+
+# Encoding 8,000 characters takes a few milliseconds; from here on a thread does it, so that streams go on meanwhile.
+_INLINE_CHARACTERS = 8_000
+_MESSAGE_CHARACTERS = 100  # what rendering one message costs, in characters to encode
+
+T = TypeVar("T")
+
+
+class PromptTooLong(ValueError):
+    """A prompt that cannot fit; it was not encoded."""
+
+    def __init__(self, fewest: int) -> None:
+        super().__init__(f"at least {fewest} tokens")
+        self.fewest = fewest
+
+
+@dataclass(frozen=True, slots=True)
+class TextModel:
+    """A model's language."""
+
+    name: str
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    stop_tokens: frozenset[int]  # end an answer
+    vocab_size: int  # rows of the embedding; token ids are below it
+
+    async def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Token ids of a raw prompt. Raises PromptTooLong when it certainly has more than `max_tokens`."""
+        return await _beside(len(text), lambda: self._encode(text, max_tokens, add_special_tokens=True))
+
+    async def encode_chat(self, messages: list[dict[str, str]], max_tokens: int) -> list[int]:
+        """Token ids of a conversation. Raises TemplateRefusal, and PromptTooLong as `encode` does."""
+        size = sum(len(message["content"]) + _MESSAGE_CHARACTERS for message in messages)
+        return await _beside(size, lambda: self._encode_chat(messages, max_tokens))
+
+    def _encode(self, text: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
+        fewest = self.tokenizer.fewest_tokens(text)
+        if fewest > max_tokens:
+            raise PromptTooLong(fewest)
+        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _encode_chat(self, messages: list[dict[str, str]], max_tokens: int) -> list[int]:
+        if self.template is None:
+            raise TemplateRefusal("this model has no chat template; use /v1/completions")
+        # The template writes all special tokens itself.
+        return self._encode(self.template.render(messages), max_tokens, add_special_tokens=False)
+
+
+async def _beside(characters: int, work: Callable[[], T]) -> T:
+    """Do `work` here when it is little, else in a thread."""
+    return work() if characters <= _INLINE_CHARACTERS else await anyio.to_thread.run_sync(work)
+
+
+def load_text_model(files: ModelFiles, spec: ModelSpec, metadata: Mapping[str, Any] | None = None) -> TextModel:
+    """Read tokenizer and template of a model. `metadata`: of the GGUF file, where somebody has read it already.
+
+    Raises ModelError when the model's tokenizer or template is missing, damaged or not supported.
+    """
+    if files.format == "gguf":
+        metadata = metadata if metadata is not None else read_gguf(files.path).metadata
+        tokenizer = gguf_tokenizer(metadata)
+        source = metadata.get("tokenizer.chat_template")
+    else:
+        tokenizer = load_tokenizer(files.path, prepend_bos=spec.family == "opt")
+        source = directory_template(files.path, tokenizer_settings(files.path))
+    template = ChatTemplate(source, tokenizer.special) if source else None
+    return TextModel(files.name, tokenizer, template, frozenset(spec.eos_token_ids), spec.vocab_size)
