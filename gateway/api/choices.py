@@ -1,0 +1,155 @@
+"""The choices of one answer in the making: tokens in from the engine's streams, finished text out.
+
+Streamed and plain answers, chat and completions all read the same choices. Knows no JSON.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+
+from gateway.api.schema import Finish, Traces, Usage
+from gateway.generation import Chunk, SchedulingTrace, Stream
+from gateway.metrics import End, JobMeter
+from gateway.text.detokenizer import Detokenizer
+from gateway.text.stop_strings import StopMatcher
+
+
+class GenerationFailed(Exception):
+    """A job ended in an error; the text is for the client."""
+
+
+class Choice:
+    """One job's text, as it grows."""
+
+    def __init__(
+        self,
+        index: int,
+        stream: Stream,
+        *,
+        detokenizer: Detokenizer,
+        stops: StopMatcher,
+        meter: JobMeter,
+        min_tokens: int = 0,
+    ) -> None:
+        """Stop strings in the text of the first `min_tokens` tokens do not count."""
+        self.index = index
+        self.num_tokens = 0
+        self.finish_reason: Finish | None = None
+        self.trace: SchedulingTrace | None = None
+        self._stream = stream
+        self._chunks = aiter(stream)
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._meter = meter
+        self._min_tokens = min_tokens
+        self._ended = False
+
+    async def next(self) -> Chunk:
+        """What the next iteration gave this job. Raises GenerationFailed when the engine gives up on it."""
+        try:
+            chunk = await anext(self._chunks)
+        except StopAsyncIteration:
+            chunk = Chunk((), "error", "The server lost this generation.")
+        if chunk.finish_reason == "error":
+            self._end("error")
+            raise GenerationFailed(chunk.error or "The server failed on this generation.")
+        return chunk
+
+    def take(self, chunk: Chunk) -> str:
+        """The text that is certain with `chunk`; sets `finish_reason` with the last one, or at a stop string."""
+        before = self.num_tokens
+        text = "".join(map(self._take_token, chunk.tokens))
+        self._meter.tokens(self.num_tokens - before)
+        if chunk.finish_reason is not None and not self._stops.stopped:
+            text += self._stops.push(self._detokenizer.flush())
+        if self._stops.stopped:
+            self._stream.abort()
+            self._finish("stop", chunk)
+        elif chunk.finish_reason is not None:
+            assert chunk.finish_reason != "error", chunk
+            text += self._stops.flush()
+            self._finish(chunk.finish_reason, chunk)
+        return text
+
+    def abort(self) -> None:
+        """Nobody wants the rest. Harmless after the end."""
+        self._stream.abort()
+        self._end("aborted")
+
+    def _take_token(self, token: int) -> str:
+        if self._stops.stopped:
+            return ""
+        self.num_tokens += 1
+        piece = self._detokenizer.push(token)
+        return piece if self.num_tokens <= self._min_tokens else self._stops.push(piece)
+
+    def _finish(self, reason: Finish, chunk: Chunk) -> None:
+        self.finish_reason = reason
+        self.trace = chunk.trace
+        self._end(reason)
+
+    def _end(self, end: End) -> None:
+        if not self._ended:
+            self._ended = True
+            self._meter.end(end)
+
+
+class Choices:
+    """All choices of one request."""
+
+    def __init__(self, choices: Sequence[Choice], prompt_tokens: int) -> None:
+        self._choices = choices
+        self._prompt_tokens = prompt_tokens
+
+    def __len__(self) -> int:
+        return len(self._choices)
+
+    def __iter__(self) -> Iterator[Choice]:
+        return iter(self._choices)
+
+    @property
+    def finished(self) -> bool:
+        return all(choice.finish_reason is not None for choice in self._choices)
+
+    async def parts(self) -> AsyncGenerator[tuple[Choice, str], None]:
+        """Text of any choice as it becomes certain, until all are finished. Raises GenerationFailed."""
+        turns = _alone(self._choices[0]) if len(self._choices) == 1 else _in_turns(self._choices)
+        async with aclosing(turns):
+            async for choice, chunk in turns:
+                yield choice, choice.take(chunk)
+
+    def abort(self) -> None:
+        """The client is gone, or has enough. Harmless after the end."""
+        for choice in self._choices:
+            choice.abort()
+
+    def usage(self) -> Usage:
+        completion_tokens = sum(choice.num_tokens for choice in self._choices)
+        return Usage(self._prompt_tokens, completion_tokens, self._prompt_tokens + completion_tokens)
+
+    def traces(self) -> Traces:
+        """One choice: its trace; more: theirs, in order. None for a choice that a stop string ended."""
+        traces = [choice.trace for choice in self._choices]
+        return traces[0] if len(traces) == 1 else traces
+
+
+async def _alone(choice: Choice) -> AsyncGenerator[tuple[Choice, Chunk], None]:
+    while choice.finish_reason is None:
+        yield choice, await choice.next()
+
+
+async def _in_turns(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chunk], None]:
+    """Chunks in the order in which they come; of those that come together, in the order of the choices."""
+    turns = {asyncio.ensure_future(choice.next()): choice for choice in choices}
+    try:
+        while turns:
+            done, _ = await asyncio.wait(turns, return_when=asyncio.FIRST_COMPLETED)
+            for turn in sorted(done, key=lambda turn: turns[turn].index):
+                choice = turns.pop(turn)
+                yield choice, turn.result()
+                if choice.finish_reason is None:
+                    turns[asyncio.ensure_future(choice.next())] = choice
+    finally:
+        for turn in turns:
+            turn.cancel()
+        await asyncio.gather(*turns, return_exceptions=True)

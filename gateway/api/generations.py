@@ -1,0 +1,110 @@
+"""From a checked request and its prompts to the jobs that the engine gets: limits, defaults, seeds."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from gateway.api.errors import ApiError, context_too_long, invalid_value
+from gateway.api.schema import SamplingRequest
+from gateway.api.service import Service
+from gateway.generation import Generation
+
+_SEEDS = 2**64
+_GREEDY_BELOW = 1e-5  # logits over a smaller temperature overflow
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLength:
+    """How long an output the client wants, and the field it said so with."""
+
+    wanted: int | None
+    field: str
+    default: int | None  # None: all that the context has room for
+
+    def within(self, room: int) -> int:
+        """Tokens to generate at most. Raises ApiError when the client asked for more than there is room for."""
+        if self.wanted is None:
+            return room if self.default is None else min(self.default, room)
+        if self.wanted > room:
+            raise context_too_long(
+                f"{self.field} is {self.wanted}, but after this prompt the model's context has room for {room} tokens.",
+                self.field,
+            )
+        return self.wanted
+
+
+def generations(
+    service: Service, request: SamplingRequest, prompts: list[list[int]], length: OutputLength
+) -> list[Generation]:
+    """The jobs of a request, n per prompt. Raises ApiError for lengths that do not fit."""
+    if service.config.policy == "srpt":
+        _check_oracle(request, length)
+    stop_tokens = frozenset[int]() if request.ignore_eos else service.text.stop_tokens
+    jobs = []
+    for prompt in prompts:
+        max_tokens = length.within(service.engine.max_context - len(prompt))
+        if (request.min_tokens or 0) > max_tokens:
+            raise invalid_value(f"min_tokens is more than the {max_tokens} tokens that there can be", "min_tokens")
+        jobs += [_generation(request, prompt, max_tokens, stop_tokens, seed) for seed in _seeds(request)]
+    return jobs
+
+
+def check_choices(service: Service, request: SamplingRequest, num_prompts: int) -> None:
+    """Raises ApiError for more choices than could wait in an empty queue."""
+    num_choices, most = num_prompts * (request.n or 1), service.config.max_waiting_jobs
+    if num_choices > most:
+        raise invalid_value(f"prompts times n is {num_choices}; at most {most} are allowed", "n")
+
+
+def check_prompt(service: Service, prompt: list[int], param: str) -> None:
+    """Raises ApiError unless `prompt` is some tokens of the model, and leaves room for one more."""
+    if not prompt:
+        raise invalid_value(f"{param} is empty; it needs at least one token", param)
+    if min(prompt) < 0 or max(prompt) >= service.text.vocab_size:
+        raise invalid_value(f"{param} has token ids that are not from 0 to {service.text.vocab_size - 1}", param)
+    if len(prompt) >= service.engine.max_context:
+        raise prompt_too_long(service, f"{len(prompt)} tokens", param)
+
+
+def prompt_too_long(service: Service, found: str, param: str) -> ApiError:
+    most = service.engine.max_context
+    return context_too_long(f"The model's context has {most} tokens, but {param} alone has {found}.", param)
+
+
+def _check_oracle(request: SamplingRequest, length: OutputLength) -> None:
+    if not request.ignore_eos or length.wanted is None or request.stop_strings():
+        raise invalid_value(
+            f"The srpt policy must know output lengths: set ignore_eos and {length.field}, and no stop", length.field
+        )
+
+
+def _seeds(request: SamplingRequest) -> list[int]:
+    """One per choice; the first is the client's own, so that n=1 and n=3 begin with the same choice."""
+    first = secrets.randbits(64) if request.seed is None else request.seed % _SEEDS
+    return [first, *(_derived_seed(first, i) for i in range(1, request.n or 1))]
+
+
+def _derived_seed(seed: int, index: int) -> int:
+    digest = hashlib.blake2b(seed.to_bytes(8, "little") + index.to_bytes(8, "little"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _generation(
+    request: SamplingRequest, prompt: list[int], max_tokens: int, stop_tokens: frozenset[int], seed: int
+) -> Generation:
+    temperature = 1.0 if request.temperature is None else request.temperature
+    return Generation(
+        prompt=prompt,
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens or 0,
+        stop_tokens=stop_tokens,
+        temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=max(request.top_k or 0, 0),
+        min_p=request.min_p or 0.0,
+        seed=seed,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        fixed_length=bool(request.ignore_eos) and not request.stop_strings(),
+    )

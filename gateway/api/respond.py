@@ -1,0 +1,91 @@
+"""From jobs to a response, streamed or plain: what /v1/chat/completions and /v1/completions do alike."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from msgspec import UNSET
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive
+
+from gateway.api.choices import Choice, Choices, GenerationFailed
+from gateway.api.dialect import Dialect, Letterhead
+from gateway.api.errors import generation_failed
+from gateway.api.schema import SamplingRequest
+from gateway.api.service import Service
+from gateway.api.sse import StreamedAnswer, StreamResponse
+from gateway.generation import Generation
+from gateway.text.stop_strings import StopStrings
+
+T = TypeVar("T")
+
+TRACE_HEADER = "x-skipjoin-trace"
+
+
+async def respond(
+    service: Service, request: Request, body: SamplingRequest, jobs: list[Generation], dialect: Dialect
+) -> Response:
+    """Start `jobs`, and answer with what they make. Raises QueueFull, Unavailable, ApiError, ClientDisconnect."""
+    choices = _start(service, body, jobs, dialect)
+    stream = bool(body.stream)
+    letterhead = Letterhead.new(dialect, service.served_name, service.fingerprint, stream=stream)
+    include_trace = request.headers.get(TRACE_HEADER) == "1"
+    if stream:
+        answer = StreamedAnswer(choices, dialect, letterhead, body.wants_usage_chunk, include_trace)
+        return StreamResponse(answer, service.config.ping_interval)
+    try:
+        texts = await unless_disconnected(request.receive, _collect(choices))
+    except GenerationFailed as failure:
+        raise generation_failed(str(failure)) from None
+    finally:
+        choices.abort()
+    records = [dialect.whole(c.index, texts[c.index], c.finish_reason) for c in choices if c.finish_reason]
+    x_sched = choices.traces() if include_trace else UNSET
+    return Response(letterhead.write(records, choices.usage(), x_sched), media_type="application/json")
+
+
+def _start(service: Service, body: SamplingRequest, jobs: list[Generation], dialect: Dialect) -> Choices:
+    stops = StopStrings(body.stop_strings())
+    streams = service.engine.submit(jobs)
+    choices = [
+        Choice(
+            index,
+            stream,
+            detokenizer=service.text.tokenizer.detokenizer(),
+            stops=stops.matcher(),
+            meter=service.metrics.job(dialect.endpoint),
+            min_tokens=job.min_tokens,
+        )
+        for index, (job, stream) in enumerate(zip(jobs, streams, strict=True))
+    ]
+    prompt_tokens = sum(len(job.prompt) for job in jobs[:: body.n or 1])  # each prompt once, whatever n
+    service.metrics.prompt_tokens.labels(dialect.endpoint).inc(prompt_tokens)
+    return Choices(choices, prompt_tokens)
+
+
+async def _collect(choices: Choices) -> list[str]:
+    """The whole text of each choice."""
+    texts: list[list[str]] = [[] for _ in choices]
+    async for choice, text in choices.parts():
+        texts[choice.index].append(text)
+    return ["".join(pieces) for pieces in texts]
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client hangs up. Raises ClientDisconnect then."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

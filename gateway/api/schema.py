@@ -1,0 +1,279 @@
+"""The wire records of the OpenAI API, as far as they are served: what requests may say, what answers look like.
+
+Unknown fields are ignored. Known fields that ask for something this server does not do are listed in `REFUSED`, with
+the values that ask for nothing. Knows no engine.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from gateway.api.errors import ApiError, invalid_value, unsupported
+from gateway.generation import SchedulingTrace
+
+MAX_CHOICES_PER_PROMPT = 128
+MAX_STOP_STRINGS = 4
+MAX_STOP_CHARACTERS = 4096
+
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+# ---------------------------------------------------------------------------- requests
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+
+
+class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What both ways to ask for text have in common. None: the client left it to the server."""
+
+    model: str | None = None
+    max_tokens: Count | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31)] | None = None  # -1, as 0: all
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: str | list[str] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    # Known, not served: looked at by `refuse_unsupported` alone.
+    logit_bias: Any = None
+    logprobs: Any = None
+    echo: Any = None
+    stop_token_ids: Any = None
+    include_stop_str_in_output: Any = None
+    skip_special_tokens: Any = None
+    bad_words: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structured_outputs: Any = None
+    response_format: Any = None
+    add_special_tokens: Any = None
+    return_token_ids: Any = None
+    truncate_prompt_tokens: Any = None
+    prompt_embeds: Any = None
+    priority: Any = None
+    request_id: Any = None
+
+    def stop_strings(self) -> list[str]:
+        """Raises ApiError for empty, too long or too many ones."""
+        strings = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if len(strings) > MAX_STOP_STRINGS:
+            raise invalid_value(f"stop has {len(strings)} strings; at most {MAX_STOP_STRINGS} are allowed", "stop")
+        if not all(0 < len(string) <= MAX_STOP_CHARACTERS for string in strings):
+            raise invalid_value(f"a stop string needs 1 to {MAX_STOP_CHARACTERS} characters", "stop")
+        return strings
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class ContentPart(msgspec.Struct, frozen=True):
+    type: str
+    text: str | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    role: Literal["developer", "system", "user", "assistant", "tool", "function"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
+
+
+class ChatRequest(SamplingRequest, frozen=True, kw_only=True):
+    """POST /v1/chat/completions"""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: Count | None = None
+    # Known, not served.
+    top_logprobs: Any = None
+    tools: Any = None
+    tool_choice: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: Any = None
+    add_generation_prompt: Any = None
+    continue_final_message: Any = None
+
+
+class CompletionRequest(SamplingRequest, frozen=True, kw_only=True):
+    """POST /v1/completions"""
+
+    prompt: str | list[str | int | list[int]]
+    # Known, not served.
+    best_of: Any = None
+    suffix: Any = None
+
+
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "bad_words": ([],),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": (),
+    "response_format": ({"type": "text"},),
+    "add_special_tokens": (True,),
+    "return_token_ids": (False,),
+    "truncate_prompt_tokens": (),
+    "prompt_embeds": (),
+    "priority": (0,),
+    "request_id": (),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "best_of": (1,),
+    "suffix": ("",),
+}
+
+
+def refuse_unsupported(request: SamplingRequest) -> None:
+    """Raises ApiError for the first field that asks for what this server does not do."""
+    for field in request.__struct_fields__:
+        if field not in REFUSED:
+            continue
+        value = getattr(request, field)
+        # False and 0 are equal in Python, but `logprobs: 0` asks for something and `logprobs: false` does not.
+        harmless = value is None or any(type(value) is type(nothing) and value == nothing for nothing in REFUSED[field])
+        if not harmless:
+            raise unsupported(field)
+
+
+# ---------------------------------------------------------------------------- answers
+
+Finish = Literal["stop", "length"]
+
+
+class Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+Traces = SchedulingTrace | list[SchedulingTrace | None] | None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What all answers and chunks begin with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[Any]
+    usage: Usage | UnsetType | None = UNSET  # absent in streams without include_usage
+    x_sched: Traces | UnsetType = UNSET
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, frozen=True):
+    index: int
+    message: ChatMessage
+    finish_reason: Finish
+    logprobs: None = None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChunkChoice(msgspec.Struct, frozen=True):
+    index: int
+    delta: Delta
+    finish_reason: Finish | None = None
+    logprobs: None = None
+
+
+class CompletionChoice(msgspec.Struct, frozen=True):
+    """Of a whole answer and of a chunk: /v1/completions makes no difference."""
+
+    index: int
+    text: str
+    finish_reason: Finish | None = None
+    logprobs: None = None
+
+
+class Model(msgspec.Struct, frozen=True):
+    id: str
+    created: int
+    max_model_len: int
+    object: Literal["model"] = "model"
+    owned_by: str = "skipjoin"
+
+
+class ModelList(msgspec.Struct, frozen=True):
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+# ---------------------------------------------------------------------------- decoding
+
+_DECODERS = {kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest)}
+
+
+def decode_chat(body: bytes) -> ChatRequest:
+    """Raises ApiError for anything but a request that can be served."""
+    request: ChatRequest = _decode(body, ChatRequest)
+    return request
+
+
+def decode_completion(body: bytes) -> CompletionRequest:
+    """Raises ApiError for anything but a request that can be served."""
+    request: CompletionRequest = _decode(body, CompletionRequest)
+    return request
+
+
+def _decode(body: bytes, kind: Any) -> Any:
+    try:
+        body.decode()  # fields that are skipped are not checked otherwise
+        request = _DECODERS[kind].decode(body)
+    except msgspec.ValidationError as error:
+        message, param = _explain(str(error))
+        raise invalid_value(message, param) from None
+    except UnicodeDecodeError:
+        raise ApiError(400, "The body is not UTF-8.", code="invalid_json") from None
+    except msgspec.DecodeError as error:
+        raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
+    refuse_unsupported(request)
+    return request
+
+
+def _explain(message: str) -> tuple[str, str | None]:
+    """msgspec's "Expected `int` >= 1 - at `$.n`" as OpenAI's message and param."""
+    problem, _, path = message.partition(" - at `$")
+    param = path.rstrip("`").lstrip(".") or None
+    if param is None and problem.startswith("Object missing required field `"):
+        param = problem.removeprefix("Object missing required field `").rstrip("`")
+        return f"{param} is missing.", param
+    return f"{param or 'The body'}: {problem[:1].lower()}{problem[1:]}.", param

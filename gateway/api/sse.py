@@ -1,0 +1,105 @@
+"""A streamed answer: the grammar of its chunks, as OpenAI's clients parse it, over sse-starlette.
+
+The grammar: the opening chunks of all choices in order of their index; text; one chunk with the finish reason per
+choice; the usage chunk, if asked for; `[DONE]`. Comments keep the connection alive while nothing comes. No `id:` lines:
+after one, clients would take a comment's blank line for an empty event.
+"""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import UNSET
+from sse_starlette.event import ServerSentEvent
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from gateway.api.choices import Choice, Choices, GenerationFailed
+from gateway.api.dialect import Dialect, Letterhead
+from gateway.api.errors import generation_failed
+
+log = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+SEND_TIMEOUT_S = 300.0  # a client that reads nothing for so long has forgotten its stream
+
+_HEADERS = {"cache-control": "no-cache"}  # the others are sse-starlette's: content-type, x-accel-buffering
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedAnswer:
+    """What is to be streamed, and how."""
+
+    choices: Choices
+    dialect: Dialect
+    letterhead: Letterhead
+    include_usage: bool
+    include_trace: bool
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The events of the answer, each as its bytes."""
+        opened = False
+        try:
+            async with aclosing(self.choices.parts()) as parts:
+                async for choice, text in parts:
+                    for event in self._opening() if not opened else ():
+                        yield event
+                    opened = True
+                    for event in self._progress(choice, text):
+                        yield event
+            if self.include_usage:
+                yield self._usage()
+        except GenerationFailed as failure:
+            yield _event(msgspec.json.encode(generation_failed(str(failure)).body))
+        yield DONE
+
+    def _opening(self) -> list[bytes]:
+        """Sent with the first token, not at admission: clients measure the time to the first token by it."""
+        openings = [self.dialect.opening(choice.index) for choice in self.choices]
+        return [self._chunk(opening) for opening in openings if opening is not None]
+
+    def _progress(self, choice: Choice, text: str) -> list[bytes]:
+        events = [self._chunk(self.dialect.text(choice.index, text))] if text else []
+        if choice.finish_reason is not None:
+            is_last = self.choices.finished and not self.include_usage
+            events.append(self._chunk(self.dialect.end(choice.index, choice.finish_reason), is_last=is_last))
+        return events
+
+    def _chunk(self, choice: object, *, is_last: bool = False) -> bytes:
+        usage = None if self.include_usage else UNSET
+        x_sched = self.choices.traces() if is_last and self.include_trace else UNSET
+        return _event(self.letterhead.write([choice], usage, x_sched))
+
+    def _usage(self) -> bytes:
+        x_sched = self.choices.traces() if self.include_trace else UNSET
+        return _event(self.letterhead.write([], self.choices.usage(), x_sched))
+
+
+class StreamResponse(EventSourceResponse):
+    """Sends a streamed answer, and aborts its jobs as soon as nobody listens any more."""
+
+    def __init__(self, answer: StreamedAnswer, ping_interval_s: float) -> None:
+        super().__init__(
+            answer.events(),
+            headers=_HEADERS,
+            ping=ping_interval_s,
+            ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
+            send_timeout=SEND_TIMEOUT_S,
+            sep="\n",
+        )
+        self._choices = answer.choices
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            log.warning("a client read nothing of its stream for %.0f s; dropped it", SEND_TIMEOUT_S)
+        finally:
+            # Here and not in the generator: one that was never started has no end.
+            self._choices.abort()
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"

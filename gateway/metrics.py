@@ -1,0 +1,97 @@
+"""What an operator sees of the HTTP side: requests, tokens, waiting times.
+
+The engine adds its own to the same registry.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+End = Literal["stop", "length", "error", "aborted"]
+Clock = Callable[[], float]
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0)
+
+
+class HttpMetrics:
+    """The collectors, registered once per server."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self.requests = Counter(
+            "skipjoin_http_requests", "HTTP responses by route and status.", ["route", "status"], registry=registry
+        )
+        self.jobs = Counter(
+            "skipjoin_http_jobs", "Jobs that ended, as clients saw it.", ["endpoint", "end"], registry=registry
+        )
+        self.prompt_tokens = Counter(
+            "skipjoin_prompt_tokens", "Tokens of admitted prompts.", ["endpoint"], registry=registry
+        )
+        self.completion_tokens = Counter(
+            "skipjoin_completion_tokens", "Tokens handed to clients.", ["endpoint"], registry=registry
+        )
+        self.first_token = Histogram(
+            "skipjoin_time_to_first_token_seconds",
+            "From admission to a job's first token (TTFT).",
+            ["endpoint"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+        self.completion = Histogram(
+            "skipjoin_job_completion_seconds",
+            "From admission to a job's end (JCT); jobs that clients left are not among them.",
+            ["endpoint"],
+            registry=registry,
+            buckets=_SECONDS,
+        )
+
+    def job(self, endpoint: str) -> "JobMeter":
+        """Begin to measure one job, admitted now."""
+        return JobMeter(self, endpoint, self._clock)
+
+
+class JobMeter:
+    """Measures one job, from its admission to its end."""
+
+    def __init__(self, metrics: HttpMetrics, endpoint: str, clock: Clock) -> None:
+        self._metrics = metrics
+        self._endpoint = endpoint
+        self._clock = clock
+        self._admitted = clock()
+        self._has_tokens = False
+
+    def tokens(self, count: int) -> None:
+        """`count` more tokens came."""
+        if count and not self._has_tokens:
+            self._has_tokens = True
+            self._metrics.first_token.labels(self._endpoint).observe(self._clock() - self._admitted)
+        self._metrics.completion_tokens.labels(self._endpoint).inc(count)
+
+    def end(self, end: End) -> None:
+        self._metrics.jobs.labels(self._endpoint, end).inc()
+        if end != "aborted":
+            self._metrics.completion.labels(self._endpoint).observe(self._clock() - self._admitted)
+
+
+class RequestCounter:
+    """Middleware that counts responses. Paths without a route are one: what strangers ask for is no label."""
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "none").rstrip("/")
+                self._metrics.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, count)

@@ -1,0 +1,153 @@
+"""A scripted engine, a byte tokenizer and a real HTTP server around them, for tests of the gateway's HTTP side."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tokenizers
+import uvicorn
+from openai import OpenAI
+from prometheus_client import CollectorRegistry
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from common.config import Config
+from gateway.app import create_app
+from gateway.generation import Chunk, FinishReason, Generation, QueueFull, SchedulingTrace, State, Unavailable
+from gateway.text.detokenizer import BYTE_OF_CHARACTER
+from gateway.text.template import ChatTemplate
+from gateway.text.text_model import TextModel
+from gateway.text.tokenizer import SpecialTokens, Tokenizer
+
+NAME = "tiny/bytes"
+END = 256
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+WAIT_S = 10.0  # for what happens in another thread; reached only by a failing test
+
+Script = Callable[[Generation], Sequence[int]]
+
+
+def byte_backend() -> tokenizers.Tokenizer:
+    """Token i is byte i; `<|end|>` is 256."""
+    vocab = {character: byte for character, byte in BYTE_OF_CHARACTER.items()}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<|end|>", normalized=False)])
+    return backend
+
+
+def byte_text_model(template: str | None = TEMPLATE) -> TextModel:
+    special = SpecialTokens({"eos_token": "<|end|>"})
+    chat = ChatTemplate(template, special) if template else None
+    return TextModel(NAME, Tokenizer(byte_backend(), special), chat, frozenset({END}), vocab_size=300)
+
+
+def trace(**changes: Any) -> SchedulingTrace:
+    numbers = dict.fromkeys(SchedulingTrace.__struct_fields__, 0)
+    return SchedulingTrace(**(numbers | changes))
+
+
+class FakeStream:
+    """One scripted job. Each token waits for the engine's gate."""
+
+    def __init__(self, engine: "FakeEngine", job: Generation, number: int) -> None:
+        self.job = job
+        self.aborted = threading.Event()
+        self._engine = engine
+        self._number = number
+
+    def abort(self) -> None:
+        self.aborted.set()
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        tokens, reason = self._outcome()
+        for token in tokens[:-1]:
+            await self._engine.pass_gate()
+            yield Chunk((token,))
+        await self._engine.pass_gate()
+        if self._engine.fails:
+            yield Chunk((), "error", "A worker was lost.")
+        yield Chunk(tuple(tokens[-1:]), reason, trace=trace(joined_level=self._number))
+
+    def _outcome(self) -> tuple[list[int], FinishReason]:
+        tokens: list[int] = []
+        for token in self._engine.script(self.job):
+            if token in self.job.stop_tokens and len(tokens) >= self.job.min_tokens:
+                return tokens, "stop"
+            tokens.append(token)
+            if len(tokens) == self.job.max_tokens:
+                break
+        return tokens, "length"
+
+
+class FakeEngine:
+    """Gives every job the tokens of `script`, as fast as they are read, unless its gate is closed."""
+
+    def __init__(self, script: Script | str | bytes = "Hello, world!", max_context: int = 1000) -> None:
+        self.max_context = max_context
+        self.state: State = "ready"
+        self.full_for_s: float | None = None
+        self.fails = False
+        self.streams: list[FakeStream] = []
+        self.submitted = threading.Event()
+        self.script = script if callable(script) else _says(script)
+        self._is_open = True
+
+    @property
+    def jobs(self) -> list[Generation]:
+        return [stream.job for stream in self.streams]
+
+    def close_gate(self) -> None:
+        """From now on nothing comes."""
+        self._is_open = False
+
+    async def pass_gate(self) -> None:
+        await asyncio.sleep(0) if self._is_open else await asyncio.Event().wait()
+
+    def submit(self, generations: list[Generation]) -> list[FakeStream]:
+        if self.full_for_s is not None:
+            raise QueueFull(self.full_for_s)
+        if self.state != "ready":
+            raise Unavailable(self.state, 3.0)
+        streams = [FakeStream(self, job, number) for number, job in enumerate(generations)]
+        self.streams += streams
+        self.submitted.set()
+        return streams
+
+
+def _says(text: str | bytes) -> Script:
+    tokens = [*(text if isinstance(text, bytes) else text.encode()), END]
+    return lambda job: tokens if job.stop_tokens else tokens * (job.max_tokens // len(tokens) + 1)
+
+
+@contextmanager
+def serving(engine: FakeEngine | None = None, text: TextModel | None = None, **options: Any) -> Iterator[str]:
+    """A real server on a free loopback port, in a thread of its own; gives its URL."""
+    app = create_app(Config(**options), engine or FakeEngine(), text or byte_text_model(), CollectorRegistry())
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
+    started = threading.Event()
+
+    async def run() -> None:
+        serve = asyncio.ensure_future(server.serve())
+        while not server.started and not serve.done():
+            await asyncio.sleep(0.001)
+        started.set()
+        await serve
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()))
+    thread.start()
+    try:
+        assert started.wait(WAIT_S), "the server did not start"
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(WAIT_S)
+
+
+@contextmanager
+def client_of(engine: FakeEngine | None = None, text: TextModel | None = None, **options: Any) -> Iterator[OpenAI]:
+    """The official client, connected to such a server."""
+    with serving(engine, text, **options) as url, OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
