@@ -6,6 +6,7 @@ process calls MPI after that, whichever it is.
 
 import contextlib
 import time
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,28 +26,24 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This rank's place. `hosts[r]` is the host of rank r."""
+    """This rank's place in the world, and what every rank said of itself when it joined."""
 
     rank: int
     size: int
-    hosts: list[str]
+    notes: list[bytes]  # by rank
     library: str  # such as "MPICH 5.0.2"
 
     @classmethod
-    def join(cls) -> "World":
-        """Initialize MPI and learn who is there. Collective: every rank calls it once, first thing."""
+    def join(cls, note: bytes) -> "World":
+        """Initialize MPI and exchange notes. Collective: every rank calls it once, first thing."""
         level = MPI.Init_thread(MPI.THREAD_SERIALIZED)
         if level < MPI.THREAD_SERIALIZED:
             raise ChannelError("this MPI library has no MPI_THREAD_SERIALIZED, which the gateway's engine thread needs")
         comm = MPI.COMM_WORLD
         comm.Set_errhandler(MPI.ERRORS_RETURN)
-        hosts = _allgather_text(comm, MPI.Get_processor_name())
+        notes = _allgather(comm, note)
         vendor, version = MPI.get_vendor()
-        return cls(comm.Get_rank(), comm.Get_size(), hosts, f"{vendor} {'.'.join(map(str, version))}")
-
-    @property
-    def one_host(self) -> bool:
-        return len(set(self.hosts)) == 1
+        return cls(comm.Get_rank(), comm.Get_size(), notes, f"{vendor} {'.'.join(map(str, version))}")
 
     def leave(self) -> None:
         """Finalize MPI. Collective: every rank calls it last."""
@@ -96,13 +93,14 @@ class MpiChannel:
         return bool(self._sending)
 
 
-def _allgather_text(comm: Any, text: str) -> list[str]:
-    """Every rank's text, without pickling: fixed-size buffers."""
-    width = MPI.MAX_PROCESSOR_NAME + 1
-    mine = text.encode()[: width - 1].ljust(width, b"\0")
+def _allgather(comm: Any, note: bytes) -> list[bytes]:
+    """Every rank's bytes, without pickling: lengths first, then buffers of the greatest length."""
+    lengths = array("q", [0]) * comm.Get_size()
+    comm.Allgather([array("q", [len(note)]), MPI.INT64_T], [lengths, MPI.INT64_T])
+    width = max(lengths)
     everyone = bytearray(width * comm.Get_size())
-    comm.Allgather([mine, MPI.BYTE], [everyone, MPI.BYTE])
-    return [everyone[i : i + width].rstrip(b"\0").decode() for i in range(0, len(everyone), width)]
+    comm.Allgather([note.ljust(width, b"\0"), MPI.BYTE], [everyone, MPI.BYTE])
+    return [bytes(everyone[i * width : i * width + length]) for i, length in enumerate(lengths)]
 
 
 def abort(code: int) -> None:

@@ -84,14 +84,11 @@ class JobEngine:
         spec: ModelSpec,
         channel: Channel,
         *,
-        store: tuple[str, int] = ("", 0),
         progress: Progress = lambda what, share: None,
     ) -> None:
-        """store: where the stages' process group meets, (host, port); port 0 if there is one stage only."""
         self._config = config
         self._files = files
         self._spec = spec
-        self._store = store
         self._progress = progress
         stages = list(range(1, config.pipeline_parallel + 1))
         self._pipeline = Pipeline(channel, stages, config.iteration_timeout)
@@ -152,12 +149,22 @@ class JobEngine:
         self._wake.set()
         return list(streams)
 
-    async def until_changed(self) -> State:
-        """Wait for the next change of state, and return the state."""
+    async def until(self, *states: State) -> State:
+        """Wait until the engine is in one of `states`, and return which."""
         assert self._changed is not None
-        self._changed.clear()
-        await self._changed.wait()
+        while self._state not in states:
+            self._changed.clear()
+            if self._state not in states:
+                await self._changed.wait()
         return self._state
+
+    async def until_idle(self) -> None:
+        """Wait until no job is left; only while draining."""
+        assert self._changed is not None
+        while self.num_active:
+            self._changed.clear()
+            if self.num_active:
+                await self._changed.wait()
 
     def drain(self) -> None:
         """Take no new jobs; those there are go on."""
@@ -201,7 +208,9 @@ class JobEngine:
         config, timeout_s = self._config, self._config.start_timeout
         offers = self._pipeline.wait_until_loaded(timeout_s, lambda share: self._progress("loading", share))
         pools = agree_on_pools(offers, config.kv_device_blocks, config.kv_host_blocks)
-        setup = Setup(0, self._pipeline.stages, pools.num_device_blocks, pools.num_host_blocks, *self._store)
+        # The first stage hosts the store where the others meet: an epoch without it would be over anyway.
+        meeting = (offers[0].hostname, offers[0].store_port)
+        setup = Setup(0, self._pipeline.stages, pools.num_device_blocks, pools.num_host_blocks, *meeting)
         self._pipeline.set_up(setup, timeout_s)
         limits = [self._spec.context_length, pools.num_device_blocks * config.block_tokens]
         max_context = min(limits + ([config.max_context] if config.max_context else []))
@@ -255,6 +264,8 @@ class JobEngine:
         return result
 
     def _idle(self) -> None:
+        if self._state == "draining":
+            self._notify()
         if not self._wake.wait(IDLE_LOOK_S):
             unexpected = self._pipeline.poll()
             assert unexpected is None, f"result {unexpected} with no plan in flight"
@@ -330,6 +341,9 @@ class JobEngine:
 
     def _set_state(self, state: State) -> None:
         self._state = state
+        self._notify()
+
+    def _notify(self) -> None:
         assert self._changed is not None
         self._call(self._changed.set)
 

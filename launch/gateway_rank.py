@@ -1,0 +1,153 @@
+"""Rank 0: HTTP from the first moment, the engine beside it, progress while it loads, signals that drain."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+from prometheus_client import CollectorRegistry
+from tqdm import tqdm
+
+from common.channel import Channel
+from common.config import Config
+from common.model_files import ModelError, locate
+from common.records import Stop, encode
+from common.spec_reader import read_spec
+from gateway.app import create_app
+from gateway.engine import Cluster, JobEngine
+from gateway.engine_metrics import EngineCollector
+from gateway.text.text_model import load_text_model
+
+log = logging.getLogger(__name__)
+
+EXIT_USAGE = 2
+EXIT_LOST = 3  # the workers are lost: a supervisor should start the job again
+STOP_TIMEOUT_S = 10.0
+_HTTP_CLOSE_TIMEOUT_S = 3
+
+
+def run_gateway(config: Config, channel: Channel) -> int:
+    """Serve until a signal, or until the workers are lost. Returns the exit status."""
+    try:
+        return uvloop.run(_Gateway(config, channel).run())
+    except (ModelError, OSError) as error:
+        print(f"skipjoin: {error}", file=sys.stderr)
+        channel.send(range(1, channel.size), encode(Stop()))
+        channel.close(STOP_TIMEOUT_S)
+        return EXIT_USAGE
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without signal handling of its own: the first signal drains, and answers go on meanwhile."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Gateway:
+    """One life of the process, from loading to the last stream's end."""
+
+    def __init__(self, config: Config, channel: Channel) -> None:
+        """Raises ModelError, and OSError when the port cannot be had."""
+        self._config = config
+        self._listener = _listen(config)
+        files = locate(config.model)
+        spec = read_spec(files)
+        text = load_text_model(files, spec)
+        self._bars: dict[str, tqdm[None]] = {}
+        self._engine = JobEngine(config, files, spec, channel, progress=self._show_progress)
+        registry = CollectorRegistry()
+        registry.register(EngineCollector(self._engine))
+        self._app = create_app(config, self._engine, text, registry)
+        self._name = config.served_model_name or text.name
+        self._forced = asyncio.Event()
+
+    async def run(self) -> int:
+        http = _HttpServer(
+            uvicorn.Config(
+                self._app,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=_HTTP_CLOSE_TIMEOUT_S,
+            )
+        )
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        self._engine.start()
+        serving = asyncio.create_task(http.serve(sockets=[self._listener]))
+        if await self._engine.until("ready", "draining", "lost") == "ready":
+            self._announce()
+        await self._engine.until("draining", "lost")
+        await self._drain()
+        await self._engine.stop(STOP_TIMEOUT_S)
+        http.should_exit = True
+        await serving
+        if self._engine.failure is not None:
+            print(f"skipjoin: {self._engine.failure}", file=sys.stderr)
+            return EXIT_LOST
+        return 0
+
+    def _on_signal(self) -> None:
+        if self._engine.state == "draining":
+            self._forced.set()
+            return
+        if self._engine.num_active:
+            log.info("draining: %d jobs may finish, signal again to drop them", self._engine.num_active)
+        self._engine.drain()
+
+    async def _drain(self) -> None:
+        """Wait for the jobs there are, within the drain timeout and unless a second signal forces the end."""
+        ends = [asyncio.create_task(self._engine.until_idle()), asyncio.create_task(self._forced.wait())]
+        await asyncio.wait(ends, timeout=self._config.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+
+    # ------------------------------------------------------------------------------------------ for people
+
+    def _show_progress(self, what: str, share: float) -> None:
+        """A bar for each part of the start. Called in the engine's thread."""
+        bar = self._bars.get(what)
+        if bar is None:
+            layout = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed}"
+            bar = self._bars[what] = tqdm(total=1.0, desc=f"{what:>9}", bar_format=layout, file=sys.stderr)
+        bar.update(share - bar.n)
+        if share >= 1.0:
+            bar.close()
+
+    def _announce(self) -> None:
+        assert self._engine.cluster is not None
+        log.info("%s", _describe(self._config, self._engine.cluster))
+        host, port = self._listener.getsockname()[:2]
+        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/v1"
+        body = json.dumps({"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": True})
+        print(f"Skipjoin serves {self._name} at {url}")
+        print(f"  curl -N {url}/chat/completions -H 'content-type: application/json' -d '{body}'", flush=True)
+
+
+def _listen(config: Config) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        raise OSError(f"cannot listen on {where}: {error.strerror}; choose another --port or --host") from None
+
+
+def _describe(config: Config, cluster: Cluster) -> str:
+    """What was set up, in one line for the log."""
+    pools, scheduler = cluster.pools, cluster.scheduler
+    devices = ", ".join(f"{offer.hostname} {offer.device} {offer.dtype}" for offer in cluster.offers)
+    decode_ms = 1000 * cluster.profile.decode_s(1)
+    source = "cached" if cluster.profile_was_cached else "measured"
+    return (
+        f"{config.policy}, {config.kv_strategy} KV, context {cluster.max_context}; stages: {devices}; "
+        f"{scheduler.ledger!r} of {config.block_tokens} tokens ({pools.block_bytes / 2**20:.2f} MiB); "
+        f"decode iteration {decode_ms:.1f} ms ({source})"
+    )

@@ -1,0 +1,81 @@
+"""One rank of a world: asks MPI who it is, and becomes gateway, worker or spare."""
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+
+import msgspec
+
+from common.channel import IDLE_PAUSE_S, Channel, receive
+from common.config import Config, ConfigError
+from common.mpi import MpiChannel, World
+from common.records import Stop, decode_order
+from common.topology import GATEWAY_RANK, role
+
+Place = tuple[str, list[int]]  # hostname, and the cores that this process may use
+
+
+def run_rank(config: Config) -> int:
+    """Join the world, play the role, leave. Returns the exit status."""
+    world = World.join(msgspec.json.encode((socket.gethostname(), sorted(os.sched_getaffinity(0)))))
+    _log_to_stderr(config, world.rank)
+    try:
+        mine = role(world.rank, world.size, config.pipeline_parallel)
+    except ConfigError as error:
+        if world.rank == GATEWAY_RANK:
+            print(f"skipjoin: {error}{_launcher_hint(world.size)}", file=sys.stderr, flush=True)
+        world.leave()
+        return 2
+    channel = MpiChannel(world)
+    if mine == "gateway":
+        status = _gateway(config, channel)
+    else:
+        # The gateway decides when to leave: a launcher sends the same signal to every rank.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        status = _worker(config, channel, world) if mine == "worker" else _spare(channel)
+    world.leave()
+    return status
+
+
+def _gateway(config: Config, channel: Channel) -> int:
+    from launch.gateway_rank import run_gateway  # noqa: PLC0415 - a worker needs no HTTP, the gateway no torch
+
+    return run_gateway(config, channel)
+
+
+def _worker(config: Config, channel: Channel, world: World) -> int:
+    from worker.device import HostShare  # noqa: PLC0415 - see _gateway
+    from worker.loop import serve_stage  # noqa: PLC0415
+
+    places = [msgspec.json.decode(note, type=Place) for note in world.notes]
+    workers = [(host, frozenset(cores)) for host, cores in places[1 : config.pipeline_parallel + 1]]
+    gc.freeze()  # what was imported lives as long as the process
+    index = world.rank - 1
+    return serve_stage(channel, config, index, share=HostShare.of(index, workers))
+
+
+def _spare(channel: Channel) -> int:
+    """Idle until the world ends; a spare has no work yet."""
+    while True:
+        message = receive(channel, 60.0, longest_pause_s=10 * IDLE_PAUSE_S)
+        if message is not None and isinstance(decode_order(message[1]), Stop):
+            return 0
+
+
+def _launcher_hint(size: int) -> str:
+    """A world of one under a launcher of several: the launcher speaks another process-management protocol."""
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    if size == 1 and tasks.isdigit() and int(tasks) > 1:
+        return f"\nSlurm started {tasks} tasks that do not see each other: try srun --mpi=pmi2 (MPICH) or --mpi=pmix"
+    return ""
+
+
+def _log_to_stderr(config: Config, rank: int) -> None:
+    who = "gateway" if rank == GATEWAY_RANK else f"rank {rank}"
+    logging.basicConfig(level=config.log_level.upper(), format=f"%(asctime)s {who} %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
