@@ -10,19 +10,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from common.channel import Channel
 from common.config import Config
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
-from common.records import Ready, Result, Setup
+from common.records import Result
 from gateway.generation import Chunk, Generation, QueueFull, State, Stream, Unavailable
-from gateway.pipeline import Pipeline, Pools, StageLost, agree_on_pools
-from gateway.profiling import Profiler, load_profile, profile_path, save_profile
-from gateway.scheduling.cost import Profile
+from gateway.pipeline import Interrupted, Pipeline, StageLost
 from gateway.scheduling.job import Job
 from gateway.scheduling.scheduler import Outcome, Scheduler
+from gateway.start_up import Cluster, Progress, start_up
 from gateway.streams import JobStream
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,6 @@ log = logging.getLogger(__name__)
 IDLE_LOOK_S = 0.1  # how often an idle engine looks for a worker's last words
 RESULT_LOOK_S = 0.01  # how often it looks for new jobs while a pipeline slot is free
 LONGEST_RETRY_S = 60.0
-Progress = Callable[[str, float], None]  # what is going on, and the share that is done
 
 
 @dataclass(slots=True)
@@ -60,18 +58,6 @@ class _Submit:
 @dataclass(slots=True)
 class _Abort:
     stream: JobStream
-
-
-@dataclass(slots=True)
-class Cluster:
-    """What start-up learned; set before the engine is ready."""
-
-    offers: list[Ready]
-    pools: Pools
-    profile: Profile
-    profile_was_cached: bool
-    max_context: int
-    scheduler: Scheduler = field(repr=False)
 
 
 class JobEngine:
@@ -105,7 +91,8 @@ class JobEngine:
         self._service_s = 0.0  # moving average of seconds per finished job, all jobs together
         self._last_finish: float | None = None
         self.statistics = Statistics()
-        self.cluster: Cluster | None = None
+        self.cluster: Cluster | None = None  # set before the engine is ready, as is the scheduler
+        self.scheduler: Scheduler | None = None
         self.failure: str | None = None
 
     # ------------------------------------------------------------------------------------------ on the event loop
@@ -132,7 +119,7 @@ class JobEngine:
     @property
     def num_waiting(self) -> int:
         """Jobs that are submitted and have not run: what the queue's bound counts."""
-        return self._num_submitted + (self.cluster.scheduler.num_waiting if self.cluster else 0)
+        return self._num_submitted + (self.scheduler.num_waiting if self.scheduler else 0)
 
     @property
     def _num_submitted(self) -> int:
@@ -174,6 +161,7 @@ class JobEngine:
     async def stop(self, timeout_s: float) -> bool:
         """End what still runs, send every rank home and end the thread; False if that took too long."""
         self._stopping = True
+        self._pipeline.interrupt()
         self._wake.set()
         await asyncio.to_thread(self._thread.join, timeout_s)
         return not self._thread.is_alive()
@@ -191,8 +179,13 @@ class JobEngine:
     def _main(self) -> None:
         """The outermost loop of the thread: whatever happens, clients are told and ranks are sent home."""
         try:
-            self._start_up()
-            self._serve()
+            self.cluster = start_up(self._pipeline, self._config, self._files, self._spec, self._progress)
+            self.scheduler = self._new_scheduler(self.cluster)
+            if self._state == "loading":
+                self._set_state("ready")
+            self._serve(self.scheduler)
+        except Interrupted:
+            log.info("stopped before it was ready")
         except StageLost as lost:
             self.failure = str(lost)
             log.error("the workers are lost: %s", lost)
@@ -204,38 +197,13 @@ class JobEngine:
             self._end_all(self.failure or "the server is shutting down")
             self._pipeline.stop()
 
-    def _start_up(self) -> None:
-        config, timeout_s = self._config, self._config.start_timeout
-        offers = self._pipeline.wait_until_loaded(timeout_s, lambda share: self._progress("loading", share))
-        pools = agree_on_pools(offers, config.kv_device_blocks, config.kv_host_blocks)
-        # The first stage hosts the store where the others meet: an epoch without it would be over anyway.
-        meeting = (offers[0].hostname, offers[0].store_port)
-        setup = Setup(0, self._pipeline.stages, pools.num_device_blocks, pools.num_host_blocks, *meeting)
-        self._pipeline.set_up(setup, timeout_s)
-        limits = [self._spec.context_length, pools.num_device_blocks * config.block_tokens]
-        max_context = min(limits + ([config.max_context] if config.max_context else []))
-        profile, cached, seq = self._profile(offers, pools, max_context)
-        scheduler = Scheduler(config, profile, pools.num_device_blocks, pools.num_host_blocks, first_seq=seq + 1)
-        self.cluster = Cluster(offers, pools, profile, cached, max_context, scheduler)
-        if self._state == "loading":
-            self._set_state("ready")
+    def _new_scheduler(self, cluster: Cluster) -> Scheduler:
+        pools, first_seq = cluster.pools, cluster.plans_used + 1
+        return Scheduler(
+            self._config, cluster.profile, pools.num_device_blocks, pools.num_host_blocks, first_seq=first_seq
+        )
 
-    def _profile(self, offers: list[Ready], pools: Pools, max_context: int) -> tuple[Profile, bool, int]:
-        """The profile, whether it came from disk, and how many plans measuring it took."""
-        path = profile_path(self._files, self._config, offers)
-        if self._config.profile == "cached" and (found := load_profile(path)):
-            return found, True, 0
-        profiler = Profiler(self._pipeline, self._config, pools, self._spec.vocab_size, max_context)
-        profile = profiler.measure(lambda share: self._progress("profiling", share))
-        try:
-            save_profile(path, profile)
-        except OSError as error:
-            log.warning("the profile could not be kept in %s: %s", path, error)
-        return profile, False, profiler.num_plans
-
-    def _serve(self) -> None:
-        assert self.cluster is not None
-        scheduler = self.cluster.scheduler
+    def _serve(self, scheduler: Scheduler) -> None:
         while not self._stopping:
             self._wake.clear()
             self._take_commands(scheduler)

@@ -6,6 +6,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.engine import JobEngine
+from gateway.scheduling.scheduler import Scheduler
 
 _COUNTERS = {
     "iterations": "Iterations committed.",
@@ -33,12 +34,10 @@ class EngineCollector(Collector):
             yield CounterMetricFamily(f"skipjoin_{exported}", text, value=getattr(self._engine.statistics, name))
         yield GaugeMetricFamily("skipjoin_jobs", "Jobs submitted and not ended.", value=self._engine.num_active)
         yield GaugeMetricFamily("skipjoin_jobs_waiting", "Jobs that never ran.", value=self._engine.num_waiting)
-        if self._engine.cluster is not None:
-            yield from self._memory()
+        if self._engine.scheduler is not None:
+            yield from self._memory(self._engine.scheduler)
 
-    def _memory(self) -> Iterator[Metric]:
-        assert self._engine.cluster is not None
-        scheduler = self._engine.cluster.scheduler
+    def _memory(self, scheduler: Scheduler) -> Iterator[Metric]:
         lines = GaugeMetricFamily("skipjoin_jobs_by_kv", "Jobs by where their KV is.", labels=["kv"])
         for name in ("cold", "resident", "away"):
             lines.add_metric([name], len(getattr(scheduler.queue, name)))

@@ -1,5 +1,6 @@
 """The workers as the engine sees them: plans go to every stage at once, results come from the last."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,8 +8,15 @@ from common.channel import Channel, receive
 from common.records import Fault, Plan, Progress, Ready, Report, Result, Setup, Stop, Up, decode_report, encode
 
 
+_INTERRUPT_LOOK_S = 0.2
+
+
 class StageLost(RuntimeError):
     """A stage failed or fell silent; the message is for the operator."""
+
+
+class Interrupted(Exception):
+    """Somebody asked for the end while this was waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,11 @@ class Pipeline:
         self._channel = channel
         self.stages = stages
         self._timeout_s = timeout_s
+        self._interrupted = False
+
+    def interrupt(self) -> None:
+        """Make whoever waits for start-up or for a single plan raise Interrupted. The one call for other threads."""
+        self._interrupted = True
 
     # ------------------------------------------------------------------------------------------ start-up
 
@@ -89,7 +102,10 @@ class Pipeline:
         return report
 
     def _expect(self, kinds: tuple[type[Report], ...], timeout_s: float) -> tuple[int, Report]:
-        message = receive(self._channel, timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while (message := receive(self._channel, _INTERRUPT_LOOK_S)) is None and time.monotonic() < deadline:
+            if self._interrupted:
+                raise Interrupted
         if message is None:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise StageLost(f"no {wanted} from ranks {self.stages} within {timeout_s:.0f} s")

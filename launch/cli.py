@@ -1,4 +1,4 @@
-"""The command line: `skipjoin serve | profile | bench`."""
+"""The command line: a subcommand for each thing that one does with Skipjoin."""
 
 import sys
 from collections.abc import Sequence
@@ -7,36 +7,48 @@ from typing import Annotated
 
 import tyro
 
+from common.channel import Channel
 from common.config import Config, ConfigError
 from common.model_files import ModelError
 from launch.mpiexec import run_world, under_launcher
 from launch.rank import run_rank
 
 
-@dataclass(frozen=True, slots=True)
-class Serve:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve(Config):
     """Serve a model over the OpenAI API.
 
-    Starts its own MPI world of one gateway and --pipeline-parallel stages; under mpirun, mpiexec or srun each rank
-    takes its role there.
+    Starts its own MPI world, of one gateway and --pipeline-parallel stages. Under mpirun, mpiexec or srun each rank
+    takes its role there: rank 0 the gateway, then the stages, the rest spares.
     """
 
-    config: tyro.conf.OmitArgPrefixes[Config]
+    def as_gateway(self, channel: Channel) -> int:
+        from launch.gateway_rank import run_gateway  # noqa: PLC0415 - a worker imports no HTTP
 
-    def run(self, arguments: Sequence[str]) -> int:
-        if under_launcher():
-            return run_rank(self.config)
-        return run_world(self.config.pipeline_parallel + 1, arguments)
+        return run_gateway(self, channel)
 
 
-Command = Annotated[Serve, tyro.conf.subcommand("serve")]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile(Config):
+    """Show what iterations cost on this machine, and the levels that prompts join; --profile measure refreshes it."""
+
+    def as_gateway(self, channel: Channel) -> int:
+        from launch.profile_rank import run_profile  # noqa: PLC0415 - a worker imports no scheduler
+
+        return run_profile(self, channel)
+
+
+Command = Annotated[Serve, tyro.conf.subcommand("serve")] | Annotated[Profile, tyro.conf.subcommand("profile")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        return tyro.cli(Command, args=arguments, prog="skipjoin").run(arguments)
+        command = tyro.cli(Command, args=arguments, prog="skipjoin", description=__doc__)
+        if under_launcher():
+            return run_rank(command, command.as_gateway)
+        return run_world(command.pipeline_parallel + 1, arguments)
     except (ConfigError, ModelError) as error:
         print(f"skipjoin: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
-from tqdm import tqdm
 
 from common.channel import Channel
 from common.config import Config
@@ -20,9 +19,11 @@ from common.model_files import ModelError, locate
 from common.records import Stop, encode
 from common.spec_reader import read_spec
 from gateway.app import create_app
-from gateway.engine import Cluster, JobEngine
+from gateway.engine import JobEngine
 from gateway.engine_metrics import EngineCollector
+from gateway.start_up import Cluster
 from gateway.text.text_model import load_text_model
+from launch.bars import Bars
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +62,7 @@ class _Gateway:
         files = locate(config.model)
         spec = read_spec(files)
         text = load_text_model(files, spec)
-        self._bars: dict[str, tqdm[None]] = {}
-        self._engine = JobEngine(config, files, spec, channel, progress=self._show_progress)
+        self._engine = JobEngine(config, files, spec, channel, progress=Bars())
         registry = CollectorRegistry()
         registry.register(EngineCollector(self._engine))
         self._app = create_app(config, self._engine, text, registry)
@@ -111,19 +111,9 @@ class _Gateway:
 
     # ------------------------------------------------------------------------------------------ for people
 
-    def _show_progress(self, what: str, share: float) -> None:
-        """A bar for each part of the start. Called in the engine's thread."""
-        bar = self._bars.get(what)
-        if bar is None:
-            layout = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed}"
-            bar = self._bars[what] = tqdm(total=1.0, desc=f"{what:>9}", bar_format=layout, file=sys.stderr)
-        bar.update(share - bar.n)
-        if share >= 1.0:
-            bar.close()
-
     def _announce(self) -> None:
         assert self._engine.cluster is not None
-        log.info("%s", _describe(self._config, self._engine.cluster))
+        log.info("%s", describe(self._config, self._engine.cluster))
         host, port = self._listener.getsockname()[:2]
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/v1"
         body = json.dumps({"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": True})
@@ -140,14 +130,13 @@ def _listen(config: Config) -> socket.socket:
         raise OSError(f"cannot listen on {where}: {error.strerror}; choose another --port or --host") from None
 
 
-def _describe(config: Config, cluster: Cluster) -> str:
-    """What was set up, in one line for the log."""
-    pools, scheduler = cluster.pools, cluster.scheduler
+def describe(config: Config, cluster: Cluster) -> str:
+    """What was set up, in one line."""
+    pools = cluster.pools
     devices = ", ".join(f"{offer.hostname} {offer.device} {offer.dtype}" for offer in cluster.offers)
-    decode_ms = 1000 * cluster.profile.decode_s(1)
-    source = "cached" if cluster.profile_was_cached else "measured"
     return (
         f"{config.policy}, {config.kv_strategy} KV, context {cluster.max_context}; stages: {devices}; "
-        f"{scheduler.ledger!r} of {config.block_tokens} tokens ({pools.block_bytes / 2**20:.2f} MiB); "
-        f"decode iteration {decode_ms:.1f} ms ({source})"
+        f"{pools.num_device_blocks} device and {pools.num_host_blocks} host blocks of {config.block_tokens} tokens, "
+        f"{pools.block_bytes / 2**20:.2f} MiB each; decode iteration {1000 * cluster.profile.decode_s(1):.1f} ms "
+        f"({'cached' if cluster.profile_was_cached else 'measured'})"
     )

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 
 import msgspec
 
@@ -18,7 +19,7 @@ from common.topology import GATEWAY_RANK, role
 Place = tuple[str, list[int]]  # hostname, and the cores that this process may use
 
 
-def run_rank(config: Config) -> int:
+def run_rank(config: Config, as_gateway: Callable[[Channel], int]) -> int:
     """Join the world, play the role, leave. Returns the exit status."""
     world = World.join(msgspec.json.encode((socket.gethostname(), sorted(os.sched_getaffinity(0)))))
     _log_to_stderr(config, world.rank)
@@ -31,7 +32,7 @@ def run_rank(config: Config) -> int:
         return 2
     channel = MpiChannel(world)
     if mine == "gateway":
-        status = _gateway(config, channel)
+        status = as_gateway(channel)
     else:
         # The gateway decides when to leave: a launcher sends the same signal to every rank.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -41,14 +42,8 @@ def run_rank(config: Config) -> int:
     return status
 
 
-def _gateway(config: Config, channel: Channel) -> int:
-    from launch.gateway_rank import run_gateway  # noqa: PLC0415 - a worker needs no HTTP, the gateway no torch
-
-    return run_gateway(config, channel)
-
-
 def _worker(config: Config, channel: Channel, world: World) -> int:
-    from worker.device import HostShare  # noqa: PLC0415 - see _gateway
+    from worker.device import HostShare  # noqa: PLC0415 - the gateway imports no torch
     from worker.loop import serve_stage  # noqa: PLC0415
 
     places = [msgspec.json.decode(note, type=Place) for note in world.notes]

@@ -1,0 +1,43 @@
+"""Rank 0 of `skipjoin profile`: measure, or recall, what iterations cost, and show it with the levels that follow."""
+
+import sys
+
+from common.channel import Channel
+from common.config import Config
+from common.model_files import ModelError, locate
+from common.spec_reader import read_spec
+from gateway.pipeline import Pipeline, StageLost
+from gateway.profiling import profile_path
+from gateway.scheduling.levels import Levels
+from gateway.start_up import Cluster, start_up
+from launch.bars import Bars
+from launch.gateway_rank import EXIT_LOST, EXIT_USAGE, describe
+
+
+def run_profile(config: Config, channel: Channel) -> int:
+    """Returns the exit status."""
+    pipeline = Pipeline(channel, list(range(1, config.pipeline_parallel + 1)), config.iteration_timeout)
+    try:
+        files = locate(config.model)
+        cluster = start_up(pipeline, config, files, read_spec(files), Bars())
+    except (ModelError, StageLost) as error:
+        print(f"skipjoin: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, ModelError) else EXIT_LOST
+    finally:
+        pipeline.stop()
+    print(describe(config, cluster))
+    print(f"kept in {profile_path(files, config, cluster.offers)}")
+    _show(config, cluster)
+    return 0
+
+
+def _show(config: Config, cluster: Cluster) -> None:
+    profile = cluster.profile
+    quantum_s = profile.decode_s(1) if config.quantum_ms is None else config.quantum_ms / 1000
+    levels = Levels(config.num_levels, quantum_s, config.quantum_growth)
+    print("\nprefill tokens   seconds   tokens/s   joins level")
+    for tokens, seconds in profile.prefill:
+        print(f"{tokens:14d} {seconds:9.4f} {tokens / seconds:10.0f} {levels.covering(seconds):13d}")
+    print("\n   decode jobs   seconds   tokens/s")
+    for jobs, seconds in profile.decode:
+        print(f"{jobs:14d} {seconds:9.4f} {jobs / seconds:10.0f}")
