@@ -29,7 +29,9 @@ def gguf_spec(file: GgufFile) -> ModelSpec:
         raise ModelError(f"{file.path.name}: mixture-of-experts models are not supported")
     if file.metadata.get("split.count", 1) > 1:
         raise ModelError(f"{file.path.name} is one part of a split model; merge the parts into one file")
-    return ModelSpec(**_shared(fields), **(_gpt2(fields) if fields.architecture == "gpt2" else _rope_family(fields)))
+    shared = _shared(fields)
+    own = _gpt2(fields) if fields.architecture == "gpt2" else _rope_family(fields, shared["head_dim"])
+    return ModelSpec(**shared, **own)
 
 
 class _Fields:
@@ -87,7 +89,10 @@ def _gpt2(fields: _Fields) -> dict[str, Any]:
     }
 
 
-def _rope_family(fields: _Fields) -> dict[str, Any]:
+def _rope_family(fields: _Fields, head_dim: int) -> dict[str, Any]:
+    rotated = fields.get(int, "rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise ModelError(f"{fields.file.path.name} rotates {rotated} of {head_dim} dimensions: not supported")
     return {
         "family": "llama",
         "activation": "silu",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from common.channel import Channel, receive
 from common.records import Fault, Plan, Progress, Ready, Report, Result, Setup, Stop, Up, decode_report, encode
 
-
 _INTERRUPT_LOOK_S = 0.2
 
 

@@ -10,7 +10,7 @@ class Bars:
     """A bar for each thing that is going on; called with its name and the share that is done."""
 
     def __init__(self) -> None:
-        self._bars: dict[str, "tqdm[NoReturn]"] = {}
+        self._bars: dict[str, tqdm[NoReturn]] = {}
 
     def __call__(self, what: str, share: float) -> None:
         if what not in self._bars:

@@ -30,7 +30,7 @@ Script = Callable[[Generation], Sequence[int]]
 
 def byte_backend() -> tokenizers.Tokenizer:
     """Token i is byte i; `<|end|>` is 256."""
-    vocab = {character: byte for character, byte in BYTE_OF_CHARACTER.items()}
+    vocab = dict(BYTE_OF_CHARACTER)
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

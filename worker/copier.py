@@ -1,9 +1,9 @@
 """Moves KV blocks between device and host beside compute. Which, and when that is safe, the scheduler has decided."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 from worker.kv_cache import KvCache
 
 Pairs = list[tuple[int, int]]
+Bytes = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
+Pool = TypeVar("Pool", Tensor, Bytes)
 
 
 class Copies(Protocol):
@@ -41,7 +43,7 @@ def open_copier(cache: KvCache) -> Copier:
     return StreamCopier(cache) if cache.torch_device.type == "cuda" else ThreadCopier(cache)
 
 
-def runs(pairs: Pairs) -> Iterable[tuple[int, int, int]]:
+def runs(pairs: Pairs) -> Iterator[tuple[int, int, int]]:
     """Join neighbouring copies: (from, to, blocks), so that one large copy replaces many small ones."""
     first, target, count = 0, 0, 0
     for source, destination in sorted(pairs):
@@ -53,6 +55,14 @@ def runs(pairs: Pairs) -> Iterable[tuple[int, int, int]]:
         first, target, count = source, destination, 1
     if count:
         yield first, target, count
+
+
+def _regions(target: Pool, source: Pool, pairs: Pairs) -> Iterator[tuple[Pool, Pool]]:
+    """The memory that each joined copy writes and reads."""
+    for first, to, count in runs(pairs):
+        assert first + count <= len(source), f"no block {first + count - 1} to copy from"
+        assert to + count <= len(target), f"no block {to + count - 1} to copy to"
+        yield target[to : to + count], source[first : first + count]
 
 
 class ThreadCopier:
@@ -72,9 +82,10 @@ class ThreadCopier:
         self._thread.shutdown()
 
     def _copy(self, offloads: Pairs, uploads: Pairs) -> None:
-        for source, target, pairs in ((self._device, self._host, offloads), (self._host, self._device, uploads)):
-            for first, to, count in runs(pairs):
-                target[to : to + count] = source[first : first + count]
+        for target, source in _regions(self._host, self._device, offloads):
+            target[:] = source
+        for target, source in _regions(self._device, self._host, uploads):
+            target[:] = source
 
 
 class ThreadCopies:
@@ -110,10 +121,10 @@ class StreamCopier:
             return StreamCopies(None)
         done = _event()
         with torch.cuda.stream(self._stream):
-            for first, to, count in runs(offloads):
-                self._cache.host[to : to + count].copy_(self._cache.device[first : first + count], non_blocking=True)
-            for first, to, count in runs(uploads):
-                self._cache.device[to : to + count].copy_(self._cache.host[first : first + count], non_blocking=True)
+            for target, source in _regions(self._cache.host, self._cache.device, offloads):
+                target.copy_(source, non_blocking=True)
+            for target, source in _regions(self._cache.device, self._cache.host, uploads):
+                target.copy_(source, non_blocking=True)
             done.record()  # After the copies were enqueued: an event marks what came before it.
         return StreamCopies(done)
 
@@ -147,6 +158,6 @@ def _event() -> torch.cuda.Event:
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
-def _as_bytes(pool: Tensor) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def _as_bytes(pool: Tensor) -> Bytes:
     """A pool as rows of bytes, one per block: numpy has no bfloat16."""
     return pool.flatten(1).view(torch.uint8).numpy()
