@@ -58,7 +58,12 @@ def gguf_tokenizer(metadata: Metadata) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in _BUILDERS:
         raise ModelError(f"the GGUF file's tokenizer model {kind!r} is not supported ({' and '.join(_BUILDERS)} are)")
-    backend = _BUILDERS[kind](metadata)
+    try:
+        backend = _BUILDERS[kind](metadata)
+    except ModelError:
+        raise
+    except Exception as error:  # the library raises nothing more precise
+        raise ModelError(f"the GGUF file's vocabulary cannot be used: {error}") from None
     return Tokenizer(backend, SpecialTokens(_special_tokens(metadata)))
 
 
