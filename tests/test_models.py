@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from fakes_attention import DenseAttention
+from gguf_of import write_gguf
 from reference import logits, random_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -111,6 +112,15 @@ def test_token_by_token_equals_all_at_once(case: Case, name: str) -> None:
     _, files = case(name)
     stepwise = run(files, 2, [IDS[:5], *([token] for token in IDS[5:])])
     torch.testing.assert_close(stepwise, run(files, 2, [IDS]), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-tied", "llama-untied", "llama-biases", "llama-llama3-rope", "qwen2", "qwen3", "gpt2"]
+)
+def test_a_gguf_file_of_a_model_computes_the_same(case: Case, name: str, tmp_path: Path) -> None:
+    model, files = case(name)
+    packed = locate(str(write_gguf(model, tmp_path / "model.gguf")))
+    torch.testing.assert_close(run(packed, 2, [IDS]), run(files, 2, [IDS]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "opt", "gpt2"])
