@@ -21,7 +21,7 @@ from common.records import Setup
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT = timedelta(seconds=5)
 
 
 class LinkLost(RuntimeError):
@@ -106,28 +106,37 @@ class DistributedLink:
     """A link through torch.distributed: nccl when every stage has a GPU of its own, else gloo over host memory."""
 
     def __init__(
-        self, setup: Setup, index: int, *, hidden_size: int, dtype: torch.dtype, device: torch.device, timeout_s: float
+        self,
+        setup: Setup,
+        index: int,
+        *,
+        hidden_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        connect_timeout_s: float,
+        timeout_s: float,
     ) -> None:
+        """Waits `connect_timeout_s` for all stages to come, some of which may be loading; later `timeout_s`."""
         self._index = index
         self._shape = (hidden_size,)
         self._dtype = dtype
         self._device = device
         self._timeout = timedelta(seconds=timeout_s)
         self._num_stages = len(setup.stages)
-        self._sent: deque[tuple[dist.Work, Tensor]] = deque()
+        self._sent: deque[tuple[dist.Work | None, Tensor]] = deque()
         try:
-            self._connect(setup)
+            self._connect(setup, timedelta(seconds=connect_timeout_s))
         except (RuntimeError, ValueError) as error:  # dist's own errors are RuntimeErrors
             self.close()
             raise LinkLost(f"cannot connect with the other stages: {error}") from error
 
-    def _connect(self, setup: Setup) -> None:
+    def _connect(self, setup: Setup, timeout: timedelta) -> None:
         host = "127.0.0.1" if setup.store_host == socket.gethostname() else setup.store_host
-        hosted = TCPStore(host, setup.store_port, is_master=False, timeout=self._timeout)
+        hosted = TCPStore(host, setup.store_port, is_master=False, timeout=timeout)
         store = PrefixStore(f"epoch {setup.epoch}", hosted)
         self._backend = self._agree(store)
         dist.init_process_group(
-            self._backend, store=store, rank=self._index, world_size=self._num_stages, timeout=self._timeout
+            self._backend, store=store, rank=self._index, world_size=self._num_stages, timeout=timeout
         )
 
     def _agree(self, store: Store) -> str:
@@ -145,11 +154,10 @@ class DistributedLink:
         try:
             # As many plans are in flight as there are stages: an older send was received long ago.
             while len(self._sent) > self._num_stages:
-                self._sent.popleft()[0].wait(self._timeout)
+                self._wait(self._sent.popleft()[0])
             work = dist.isend(buffer, self._index + 1)
         except RuntimeError as error:
             raise LinkLost(f"stage {self._index + 1} cannot be reached: {error}") from error
-        assert work is not None, "this process is not in the group"
         self._sent.append((work, buffer))  # The buffer must live until it has left.
 
     def receive(self, rows: int) -> Tensor:
@@ -158,15 +166,20 @@ class DistributedLink:
             rows, *self._shape, dtype=self._dtype, device=self._device if direct else "cpu", pin_memory=not direct
         )
         try:
-            dist.recv(buffer, self._index - 1)
+            self._wait(dist.irecv(buffer, self._index - 1))
         except RuntimeError as error:
             raise LinkLost(f"stage {self._index - 1} sends nothing: {error}") from error
         return buffer if direct else buffer.to(self._device, non_blocking=True)
 
+    def _wait(self, work: dist.Work | None) -> None:
+        assert work is not None, "this process is not in the group"
+        work.wait(self._timeout)
+
     def close(self) -> None:
+        self._timeout = min(self._timeout, _CLOSE_TIMEOUT)
         try:
             while self._sent:
-                self._sent.popleft()[0].wait(timedelta(seconds=_CLOSE_TIMEOUT_S))
+                self._wait(self._sent.popleft()[0])
         except RuntimeError as error:
             logger.debug("closing with activations under way: %s", error)
         self._sent.clear()

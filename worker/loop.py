@@ -240,6 +240,7 @@ class Worker:
             hidden_size=self._model.spec.hidden_size,
             dtype=self._placement.dtype,
             device=self._placement.device,
+            connect_timeout_s=self._config.start_timeout,
             timeout_s=self._config.iteration_timeout,
         )
 

@@ -1,0 +1,95 @@
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from fakes_worker import CONFIG, SPEC
+
+from common.config import ConfigError
+from worker.device import HostShare, Placement, _free_in_cgroup, kv_budget, place
+
+CPU = Placement(torch.device("cpu"), torch.float32, 1)
+
+
+def test_ranks_that_share_their_cores_divide_them() -> None:
+    cores = frozenset(range(8))
+    assert HostShare.of(1, [("a", cores)] * 2) == HostShare(index=1, stages=2, cores=4, only_host=True)
+
+
+def test_ranks_that_are_bound_to_cores_of_their_own_use_all_of_these() -> None:
+    places = [("a", frozenset(range(0, 8))), ("a", frozenset(range(8, 16)))]
+    assert [HostShare.of(i, places).cores for i in range(2)] == [8, 8]
+
+
+def test_hosts_are_counted_apart() -> None:
+    cores = frozenset(range(4))
+    places = [("a", cores), ("b", cores), ("a", cores)]
+    assert HostShare.of(2, places) == HostShare(index=1, stages=2, cores=2, only_host=False)
+    assert HostShare.of(1, places) == HostShare(index=0, stages=1, cores=4, only_host=False)
+
+
+def test_more_ranks_than_cores_still_get_one_each() -> None:
+    assert HostShare.of(0, [("a", frozenset([0]))] * 3).cores == 1
+
+
+def test_a_cpu_computes_in_fp32_unless_told_otherwise() -> None:
+    spec = replace(SPEC, dtype="bf16")
+    assert place(CONFIG, spec, HostShare()).dtype == torch.float32
+    assert place(replace(CONFIG, dtype="bf16"), spec, HostShare()).dtype_name == "bf16"
+
+
+def test_the_placement_says_what_it_is_and_torch_obeys_it() -> None:
+    before = torch.get_num_threads()
+    assert place(replace(CONFIG, threads=None), SPEC, HostShare(cores=1)).name == "cpu, 1 thread"
+    assert torch.get_num_threads() == 1
+    assert place(replace(CONFIG, threads=2), SPEC, HostShare(cores=1)).name == "cpu, 2 threads"
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+def test_asking_for_cuda_without_a_device_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        place(replace(CONFIG, device="cuda"), SPEC, HostShare())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_stages_of_one_host_spread_over_its_gpus_in_the_checkpoints_type() -> None:
+    spec = replace(SPEC, dtype="bf16")
+    gpus = torch.cuda.device_count()
+    placements = [place(replace(CONFIG, device="auto"), spec, HostShare(index=i, stages=9)) for i in range(gpus + 1)]
+    assert [p.device.index for p in placements] == [*range(gpus), 0]
+    assert placements[0].dtype == torch.bfloat16
+
+
+def test_exact_numbers_of_blocks_go_before_sizes() -> None:
+    config = replace(CONFIG, kv_device_blocks=5, kv_device_memory="1G", kv_host_blocks=0)
+    assert kv_budget(config, CPU, HostShare(), 1000) == (5000, 0)
+
+
+def test_sizes_are_per_stage() -> None:
+    config = replace(CONFIG, kv_device_memory="2MiB", kv_host_memory="1G")
+    assert kv_budget(config, CPU, HostShare(stages=4), 1000) == (2 * 2**20, 2**30)
+
+
+def test_by_default_the_stages_of_a_host_divide_shares_of_its_free_memory() -> None:
+    device, host = kv_budget(CONFIG, CPU, HostShare(stages=2), 1000)
+    available = psutil.virtual_memory().available
+    assert 0 < device <= 0.15 * available
+    assert device / host == pytest.approx(0.15 / 0.25, rel=0.2)
+
+
+def test_the_tightest_limit_of_the_groups_above_a_process_counts(tmp_path: Path) -> None:
+    inner = tmp_path / "slurm" / "job"
+    inner.mkdir(parents=True)
+    for folder, limit, used in ((tmp_path, None, 0), (inner.parent, "1000", 400), (inner, "max", 300)):
+        if limit is not None:
+            (folder / "memory.max").write_text(f"{limit}\n")
+            (folder / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "membership").write_text("0::/slurm/job\n")
+    assert _free_in_cgroup(tmp_path, tmp_path / "membership") == 600
+
+
+def test_without_groups_there_is_no_limit(tmp_path: Path) -> None:
+    assert _free_in_cgroup(tmp_path, tmp_path / "missing") == float("inf")

@@ -1,0 +1,54 @@
+import pytest
+import torch
+from fakes_worker import BLOCK_TOKENS, DEVICES, SPEC, make_cache
+
+from worker.kv_cache import block_bytes
+
+
+def random_kv(tokens: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (2, tokens, SPEC.num_kv_heads, SPEC.head_dim)
+    k, v = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    return k, v
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_written_to_slots_is_read_from_their_blocks_in_order(device: str) -> None:
+    cache = make_cache(device)
+    k, v = random_kv(6, device)
+    slots = torch.tensor([7 * 4, 7 * 4 + 1, 7 * 4 + 2, 7 * 4 + 3, 2 * 4, 2 * 4 + 1], device=device)
+    cache.write(1, cache.write_index(slots), k, v)
+    index = cache.read_index(torch.tensor([[7, 2]], device=device))
+    keys, values = cache.read(1, index, 1, torch.empty(cache.read_size(index), device=device))
+    assert keys.shape == (1, SPEC.num_kv_heads, 2 * BLOCK_TOKENS, SPEC.head_dim)
+    assert torch.equal(keys[0, :, :6].transpose(0, 1), k)
+    assert torch.equal(values[0, :, :6].transpose(0, 1), v)
+
+
+def test_a_write_touches_its_own_layer_and_slots_only() -> None:
+    cache = make_cache()
+    k, v = random_kv(1, "cpu")
+    cache.write(2, cache.write_index(torch.tensor([5 * 4 + 3])), k, v)
+    assert torch.equal(cache.device[5, 2, 0, :, 3], k[0])
+    assert torch.equal(cache.device[5, 2, 1, :, 3], v[0])
+    assert cache.device.count_nonzero() == k.numel() + v.numel()
+
+
+def test_what_is_not_finite_is_stored_as_zero() -> None:
+    cache = make_cache()
+    k, v = random_kv(1, "cpu")
+    k[0, 0, 0], k[0, 0, 1], v[0, 1, 2] = torch.nan, torch.inf, -torch.inf
+    cache.write(0, cache.write_index(torch.tensor([0])), k, v)
+    assert cache.device.isfinite().all()
+    assert cache.device[0, 0, 0, 0, 0, :2].tolist() == [0.0, 0.0]
+
+
+def test_the_layers_of_a_block_are_one_contiguous_region_of_the_announced_size() -> None:
+    cache = make_cache(num_layers=2)
+    assert cache.device[3].is_contiguous()
+    assert cache.device[3].nbytes == cache.host[3].nbytes == block_bytes(SPEC, 2, BLOCK_TOKENS, torch.float32)
+
+
+def test_a_cache_without_host_blocks_is_possible() -> None:
+    cache = make_cache(blocks=3, host_blocks=0)
+    assert cache.num_blocks == (3, 0)
+    assert repr(cache) == "<KvCache 3 device blocks, 0 host blocks, torch.float32>"

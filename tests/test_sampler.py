@@ -1,0 +1,186 @@
+"""The sampler against the definitions, written plainly over one row in numpy."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from fakes_worker import DEVICES, GREEDY
+
+from common.records import Entry, Penalties, Sampling
+from worker.sampler import sample, uniform
+
+# Larger than the head that the sampler sorts, so that both ways are taken.
+VOCAB = 1000
+
+
+def random_logits(rows: int, *, spread: float = 2.0, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def sampling(**changes: float) -> Sampling:
+    return Sampling(**{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0} | changes)
+
+
+def entry(
+    sampling: Sampling, *, position: int = 1, penalties: Penalties | None = None, forbidden: list[int] | None = None
+) -> Entry:
+    return Entry(0, position - 1, [0], [0], sampling, penalties, forbidden or [])
+
+
+def expected_token(logits: np.ndarray, sampling: Sampling, position: int) -> int:
+    """The definition: sort everything, cut by min_p, then top_k, then top_p, and invert the distribution."""
+    scaled = logits.astype(np.float64) / sampling.temperature
+    order = np.argsort(-scaled, kind="stable")
+    p = np.exp(scaled[order] - scaled.max())
+    p /= p.sum()
+    p = p[p >= sampling.min_p * p[0]]
+    p = p[: sampling.top_k or None]
+    p /= p.sum()
+    p = p[: int((p.cumsum() < sampling.top_p).sum()) + 1]
+    p /= p.sum()
+    return int(order[(p.cumsum() <= uniform(sampling.seed, position)).sum()])
+
+
+FILTERS = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 3.0},
+    {"top_k": 1},
+    {"top_k": 7},
+    {"top_k": 600},
+    {"top_k": 5000},
+    {"top_p": 0.5},
+    {"top_p": 0.999},
+    {"top_p": 1e-6},
+    {"min_p": 0.3},
+    {"min_p": 1e-6},
+    {"min_p": 1.0},
+    {"temperature": 5.0, "top_p": 0.9},
+    {"temperature": 0.7, "top_k": 40, "top_p": 0.8, "min_p": 0.05},
+    {"temperature": 4.0, "top_k": 700, "top_p": 0.95, "min_p": 1e-4},
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("changes", FILTERS, ids=str)
+def test_filters_follow_their_definitions(changes: dict[str, float], device: str) -> None:
+    logits = random_logits(64)
+    samplings = [sampling(seed=seed, **changes) for seed in range(64)]
+    expected = [expected_token(row.numpy(), s, 5) for row, s in zip(logits, samplings, strict=True)]
+    assert sample(logits.to(device), [entry(s, position=5) for s in samplings]) == expected
+
+
+def test_temperature_zero_takes_the_most_likely_token() -> None:
+    logits = random_logits(3)
+    expected = logits.argmax(1).tolist()
+    assert sample(logits, [entry(GREEDY)] * 3) == expected
+
+
+def test_a_tiny_temperature_is_nearly_greedy_and_never_overflows() -> None:
+    logits = random_logits(8)
+    expected = logits.argmax(1).tolist()
+    assert sample(logits, [entry(sampling(temperature=1e-38, seed=i)) for i in range(8)]) == expected
+
+
+def test_equal_probabilities_are_ordered_by_token() -> None:
+    logits = torch.zeros(50, VOCAB)
+    entries = [entry(sampling(seed=seed, top_k=[0, 300][seed % 2])) for seed in range(50)]
+    expected = [int(uniform(seed, 1) * [VOCAB, 300][seed % 2]) for seed in range(50)]
+    assert sample(logits, entries) == expected
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1, "temperature": 1.5}], ids=str)
+def test_frequencies_follow_the_probabilities(changes: dict[str, float]) -> None:
+    draws = 4000
+    row = torch.tensor([2.0, 1.5, 1.0, 1.0, 0.0, -0.5, -1.0, -3.0])
+    tokens = sample(row.repeat(draws, 1), [entry(sampling(seed=1, **changes), position=p) for p in range(1, draws + 1)])
+    counts = Counter(tokens)
+    p = torch.softmax(row / changes.get("temperature", 1.0), 0)
+    kept = p >= changes.get("min_p", 0.0) * p.max()
+    kept &= torch.arange(8) < changes.get("top_k", 8)
+    kept &= p.cumsum(0) - p < changes.get("top_p", 1.0)
+    p = torch.where(kept, p, 0) / p[kept].sum()
+    assert set(counts) <= set(kept.nonzero().flatten().tolist())
+    chi_square = sum((counts[i] - draws * p[i]) ** 2 / (draws * p[i]) for i in range(8) if p[i] > 0)
+    assert chi_square < 24.3  # 99.9 % of fair draws of up to 8 kinds
+
+
+def test_a_draw_is_the_same_again_and_does_not_depend_on_the_others_in_the_batch() -> None:
+    logits = random_logits(6)
+    entries = [entry(sampling(seed=i, **FILTERS[i]), position=10 + i) for i in range(6)]
+    together = sample(logits.clone(), entries)
+    alone = [sample(logits[i : i + 1].clone(), entries[i : i + 1])[0] for i in range(6)]
+    backwards = sample(logits.flip(0).clone(), entries[::-1])
+    assert together == alone == backwards[::-1]
+
+
+def test_a_draw_does_not_depend_on_how_its_position_was_reached() -> None:
+    logits = random_logits(1)
+    decoded = Entry(0, 11, [5], [0], sampling(seed=3))
+    recomputed = Entry(0, 0, list(range(12)), [0], sampling(seed=3))
+    assert sample(logits.clone(), [decoded]) == sample(logits.clone(), [recomputed])
+
+
+def test_positions_and_seeds_give_different_numbers_spread_evenly() -> None:
+    numbers = [uniform(seed, position) for seed in (0, 1, 2**64 - 1) for position in range(1000)]
+    assert len(set(numbers)) == 3000
+    assert all(0 <= number < 1 for number in numbers)
+    assert np.histogram(numbers, bins=10, range=(0, 1))[0] == pytest.approx(300, abs=70)
+
+
+@pytest.mark.parametrize(
+    ("penalties", "best"),
+    [
+        (Penalties(0.0, 0.0, 1.0, [0], [0]), 0),
+        (Penalties(1.5, 0.0, 1.0, [], [0, 0]), 1),  # 4 - 1.5
+        (Penalties(0.5, 0.0, 1.0, [], [0, 0]), 0),  # once, however often it came
+        (Penalties(0.0, 0.5, 1.0, [], [0, 0, 0]), 1),  # 4 - 3 * 0.5
+        (Penalties(2.0, 2.0, 1.0, [0, 0], []), 0),  # a prompt is not output
+        (Penalties(0.0, 0.0, 1.4, [0], []), 1),  # 4 / 1.4
+        (Penalties(0.0, 0.0, 1.4, [], [0]), 1),
+        (Penalties(0.0, 0.0, 1.4, [0, 1], [0]), 0),  # each once
+        (Penalties(-1.5, 0.0, 1.0, [], [1]), 1),  # 3 + 1.5
+        (Penalties(1.0, 1.0, 1.4, [0], [0]), 1),
+    ],
+)
+def test_penalties_follow_their_definitions(penalties: Penalties, best: int) -> None:
+    logits = torch.tensor([[4.0, 3.0, -1.0]])
+    assert sample(logits, [entry(GREEDY, penalties=penalties)]) == [best]
+
+
+def test_repetition_makes_unlikely_tokens_less_likely_still() -> None:
+    logits = torch.tensor([[-1.0, -1.5]])
+    assert sample(logits, [entry(GREEDY, penalties=Penalties(0.0, 0.0, 2.0, [0], []))]) == [1]
+
+
+def test_penalties_and_forbidden_tokens_touch_their_own_row_only() -> None:
+    logits = torch.tensor([[4.0, 3.0, 1.0]]).repeat(4, 1)
+    entries = [
+        entry(GREEDY),
+        entry(GREEDY, penalties=Penalties(3.0, 0.0, 1.0, [], [0])),
+        entry(GREEDY, forbidden=[0, 1]),
+        entry(GREEDY),
+    ]
+    assert sample(logits, entries) == [0, 1, 2, 0]
+
+
+def test_forbidden_tokens_are_never_drawn() -> None:
+    logits = random_logits(200)
+    forbidden = list(range(0, VOCAB, 2))
+    tokens = sample(logits, [entry(sampling(seed=i, temperature=5.0), forbidden=forbidden) for i in range(200)])
+    assert all(token is not None and token % 2 == 1 for token in tokens)
+
+
+def test_a_row_that_is_not_finite_gives_none_and_leaves_the_others_alone() -> None:
+    logits = random_logits(5)
+    entries = [entry(sampling(seed=i)) for i in range(5)]
+    expected = sample(logits.clone(), entries)
+    for row, value in ((0, torch.nan), (2, torch.inf), (3, -torch.inf)):
+        logits[row, 17] = value
+    assert sample(logits, entries) == [None, expected[1], None, None, expected[4]]
+
+
+def test_a_row_in_which_all_is_forbidden_gives_none() -> None:
+    logits = torch.zeros(2, 3)
+    assert sample(logits, [entry(sampling(), forbidden=[0, 1, 2]), entry(GREEDY)]) == [None, 0]
