@@ -1,5 +1,6 @@
 """The one configuration of a server. The command line is this class's fields, their docstrings its help."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -11,6 +12,18 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+_AT_LEAST_ONE = (  # where they are given
+    "pipeline_parallel",
+    "threads",
+    "max_context",
+    "block_tokens",
+    "kv_device_blocks",
+    "max_batch_jobs",
+    "max_batch_tokens",
+    "num_levels",
+)
 
 
 class ConfigError(ValueError):
@@ -89,9 +102,14 @@ class Config:
     """Verbosity of the log on standard error."""
 
     def __post_init__(self) -> None:
-        for name in ("pipeline_parallel", "block_tokens", "max_batch_jobs", "max_batch_tokens", "num_levels"):
-            if getattr(self, name) < 1:
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.kv_host_blocks is not None and self.kv_host_blocks < 0:
+            raise ConfigError("--kv-host-blocks must not be negative")
+        if self.quantum_ms is not None and self.quantum_ms <= 0:
+            raise ConfigError("--quantum-ms must be greater than 0")
         if self.quantum_growth <= 1:
             raise ConfigError("--quantum-growth must be greater than 1")
         for name in ("kv_device_memory", "kv_host_memory"):
@@ -102,9 +120,8 @@ class Config:
 
 def parse_bytes(text: str) -> int:
     """Number of bytes in a size such as `512MiB`, `2G` or `1000000`. Units are powers of 1024."""
-    number = text.strip().rstrip("iBb")
-    unit = number[-1:].upper() if number[-1:].isalpha() else ""
-    try:
-        return int(float(number[: len(number) - len(unit)]) * _UNITS[unit])
-    except (KeyError, ValueError):
-        raise ConfigError(f"not a size: {text!r}; write for example 512MiB or 2GiB") from None
+    size = _SIZE.fullmatch(text.strip())
+    if size is None:
+        raise ConfigError(f"not a size: {text!r}; write for example 512MiB or 2GiB")
+    number, unit = size.groups()
+    return int(float(number) * _UNITS[unit.upper()])
