@@ -10,6 +10,8 @@ import tyro
 from common.channel import Channel
 from common.config import Config, ConfigError
 from common.model_files import ModelError
+from launch.bench.preemption import PreemptionBench
+from launch.bench.scheduler import SchedulerBench
 from launch.mpiexec import run_world, under_launcher
 from launch.rank import run_rank
 
@@ -38,7 +40,24 @@ class Profile(Config):
         return run_profile(self, channel)
 
 
-Command = Annotated[Serve, tyro.conf.subcommand("serve")] | Annotated[Profile, tyro.conf.subcommand("profile")]
+Bench = (
+    Annotated[PreemptionBench, tyro.conf.subcommand("preemption")]
+    | Annotated[SchedulerBench, tyro.conf.subcommand("scheduler")]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Benches:
+    """Measure Skipjoin on this machine; the last line of output is JSON."""
+
+    bench: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[Bench]]
+
+
+Command = (
+    Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[Profile, tyro.conf.subcommand("profile")]
+    | Annotated[Benches, tyro.conf.subcommand("bench")]
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         command = tyro.cli(Command, args=arguments, prog="skipjoin", description=__doc__)
+        if isinstance(command, Benches):
+            return command.bench.run()
         if under_launcher():
             return run_rank(command, command.as_gateway)
         return run_world(command.pipeline_parallel + 1, arguments)

@@ -21,5 +21,6 @@ def test_demotion_goes_to_the_next_level_or_past_those_that_do_not_cover_an_iter
 
 def test_work_ahead_sums_the_quanta_that_others_use_until_they_stand_behind() -> None:
     levels = Levels(4, 1.0, 2.0)
-    # Two jobs at level 0 use 1 + 2 each until level 2, one at level 1 uses 2; one ahead at level 2 uses 4.
-    assert levels.work_ahead_s(2, [2, 1, 3, 9], ahead_in_level=1) == 2 * 3 + 2 + 4
+    # Two jobs at level 0, one at level 1, three at level 2. Until level 2 the two use 1 + 2 each and the one uses 2;
+    # until level 3 the two use 1 + 2 + 4, the one 2 + 4, the three 4 each.
+    assert levels.work_ahead_s([0, 2, 3, 6]) == [0, 2, 2 * 3 + 2, 2 * 7 + 6 + 3 * 4]

@@ -17,7 +17,7 @@ from gateway.scheduling.queue import JobQueue
 from gateway.scheduling.turn import Turn
 
 # Candidates that one turn looks at, from the far end of a line: bounds the work of a turn.
-CANDIDATES = 64
+CANDIDATES = 32
 # Share of the device pool that may be kept free for jobs to come.
 MOST_RESERVED = 0.25
 # Turns until an offload helps: ordered in one, landed before the next, its blocks usable in the one after.

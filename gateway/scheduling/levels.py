@@ -1,7 +1,6 @@
 """The levels of the multi-level feedback queue: their quanta, and which level covers what (FastServe 4.1)."""
 
 from bisect import bisect_left
-from itertools import accumulate
 
 
 class Levels:
@@ -9,8 +8,6 @@ class Levels:
 
     def __init__(self, num_levels: int, quantum_s: float, growth: float) -> None:
         self.quanta = [quantum_s * growth**level for level in range(num_levels)]
-        # passed[l]: service of a job that was demoted from level 0 all the way to l.
-        self.passed = [0.0, *accumulate(self.quanta)]
 
     @property
     def lowest(self) -> int:
@@ -24,13 +21,13 @@ class Levels:
         """Where a job goes that used up `level`: the next one, or further down if that covers no iteration."""
         return min(max(level + 1, self.covering(next_iteration_s)), self.lowest)
 
-    def work_ahead_s(self, level: int, jobs_per_level: list[int], ahead_in_level: int) -> float:
-        """Service that the jobs ahead take before a job at `level` runs: the sum in the paper's T_execute.
+    def work_ahead_s(self, jobs_above: list[int]) -> list[float]:
+        """For the first job of each level, the service that others take before it runs: the sum in T_execute.
 
-        A job at a higher level l uses the quanta of l .. level-1 until it stands behind; one ahead at the same
-        level uses one quantum.
+        jobs_above[l] counts the jobs at levels higher than l. Each of them uses the quanta from its own level to the
+        one above l until it stands behind, so going down a level adds that level's quantum for every job above.
         """
-        higher = sum(
-            count * (self.passed[level] - self.passed[upper]) for upper, count in enumerate(jobs_per_level[:level])
-        )
-        return higher + ahead_in_level * self.quanta[level]
+        work = [0.0]
+        for quantum_s, above in zip(self.quanta, jobs_above[1:], strict=False):
+            work.append(work[-1] + quantum_s * above)
+        return work

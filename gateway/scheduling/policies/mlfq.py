@@ -1,6 +1,6 @@
 """Multi-level feedback queues: FastServe's skip-join form (4.1), and the naive one, where all join at the top."""
 
-from itertools import count, pairwise
+from itertools import count
 
 from gateway.scheduling.aging import Aging
 from gateway.scheduling.cost import CostModel
@@ -53,13 +53,14 @@ class MultiLevelFeedbackQueue:
 
     def outlook(self, queue: JobQueue, now: float) -> Outlook:
         """ENST(i) = min(T_promote(i), T_execute(i)), FastServe 4.2."""
-        starts = [queue.ahead((float(level),)) for level in range(self._levels.lowest + 2)]
-        per_level = [after - before for before, after in pairwise(starts)]
+        above = [queue.ahead((float(level),)) for level in range(self._levels.lowest + 1)]
+        work_ahead_s = self._levels.work_ahead_s(above)
         active = len(queue)
 
         def enst(job: Job) -> float:
-            ahead_in_level = queue.ahead(job.rank) - starts[job.level]
-            execute_s = self._levels.work_ahead_s(job.level, per_level, ahead_in_level) / self._batch_jobs
+            ahead_in_level = queue.ahead(job.rank) - above[job.level]
+            work_s = work_ahead_s[job.level] + ahead_in_level * self._levels.quanta[job.level]
+            execute_s = work_s / self._batch_jobs
             promote_s = self._aging.seconds_left(job, self._levels.quanta[job.level], active, now)
             return min(promote_s, execute_s)
 

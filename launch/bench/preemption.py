@@ -1,0 +1,101 @@
+"""What preemption is for: short jobs that arrive behind long ones, under two policies on the same model."""
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import httpx
+from tqdm import tqdm
+
+from common.config import Policy
+from launch.bench.server import serving
+
+_LONG_PROMPT = "Tell me everything that you know about the history of shipping."
+_SHORT_PROMPT = "Name a colour."
+_HEAD_START = 10  # tokens that every long job has emitted when the short ones arrive
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    jct_s: float
+    ttft_s: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreemptionBench:
+    """Long jobs fill the batch, then short ones arrive: completion times under each policy, on the embedded model."""
+
+    policies: tuple[Policy, ...] = ("fcfs", "skip-join")
+    """Policies to compare; each gets a server of its own, in turn."""
+    rounds: int = 3
+    """Times that all policies are measured; the medians count."""
+    long_jobs: int = 4
+    """Jobs that are running when the short ones come. Also the batch limit."""
+    long_tokens: int = 400
+    """Tokens of each long job."""
+    short_jobs: int = 8
+    """Jobs that arrive behind them, all at once."""
+    short_tokens: int = 8
+    """Tokens of each short job."""
+
+    def run(self) -> int:
+        medians: dict[Policy, list[float]] = {policy: [] for policy in self.policies}
+        longs: dict[Policy, list[float]] = {policy: [] for policy in self.policies}
+        with tqdm(total=self.rounds * len(self.policies)) as bar:
+            for _ in range(self.rounds):
+                for policy in self.policies:
+                    bar.set_description(policy)
+                    with serving(["--policy", policy, "--max-batch-jobs", str(self.long_jobs)]) as url:
+                        short, long = asyncio.run(self._measure(url))
+                    medians[policy].append(statistics.median(answer.jct_s for answer in short))
+                    longs[policy].append(statistics.median(answer.jct_s for answer in long))
+                    bar.update()
+        self._report(medians, longs)
+        return 0
+
+    async def _measure(self, url: str) -> tuple[list[_Answer], list[_Answer]]:
+        """The short and the long jobs' answers."""
+        async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
+            running = [asyncio.Event() for _ in range(self.long_jobs)]
+            long = [
+                asyncio.create_task(_complete(client, _LONG_PROMPT, self.long_tokens, _at(_HEAD_START, event)))
+                for event in running
+            ]
+            await asyncio.gather(*(event.wait() for event in running))
+            short = await asyncio.gather(
+                *(_complete(client, _SHORT_PROMPT, self.short_tokens) for _ in range(self.short_jobs))
+            )
+            return list(short), list(await asyncio.gather(*long))
+
+    def _report(self, medians: dict[Policy, list[float]], longs: dict[Policy, list[float]]) -> None:
+        summary = {policy: statistics.median(values) for policy, values in medians.items()}
+        for policy, value in summary.items():
+            print(
+                f"{policy:>10}: short jobs' median JCT {value:7.2f} s, "
+                f"long jobs' {statistics.median(longs[policy]):7.2f} s  {[round(v, 2) for v in medians[policy]]}"
+            )
+        print(json.dumps({"bench": "preemption", "short_median_jct_s": medians, "long_median_jct_s": longs}))
+
+
+def _at(count: int, event: asyncio.Event) -> Callable[[int], None]:
+    return lambda tokens: event.set() if tokens >= count else None
+
+
+async def _complete(
+    client: httpx.AsyncClient, prompt: str, tokens: int, progress: Callable[[int], None] = lambda tokens: None
+) -> _Answer:
+    """Stream one completion of exactly `tokens` tokens."""
+    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True, "ignore_eos": True}
+    start, first, count = time.perf_counter(), 0.0, 0
+    async with client.stream("POST", "/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["text"]:
+                count += 1
+                first = first or time.perf_counter()
+                progress(count)
+    return _Answer(time.perf_counter() - start, first - start, count)

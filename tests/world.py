@@ -1,0 +1,90 @@
+"""A whole server without HTTP in one process: the real engine, channel codec, stages and models; ranks are threads."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from common.channel import LocalChannel
+from common.config import Config
+from common.model_files import locate
+from common.spec_reader import read_spec
+from gateway.engine import JobEngine
+from gateway.generation import FinishReason, Generation, SchedulingTrace
+from gateway.scheduling.cost import Profile
+from worker.link import LocalWiring
+from worker.loop import serve_stage
+
+# Costs do not change outputs, so the tests need not measure them.
+PROFILE = Profile(prefill=[(16, 0.02), (256, 0.2)], decode=[(1, 0.01), (16, 0.02)])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one job."""
+
+    tokens: list[int]
+    finish_reason: FinishReason
+    trace: SchedulingTrace
+
+
+class LocalWorld:
+    """Runs generations through an engine and its stages."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        files = locate(config.model)
+        ranks = LocalChannel.world(config.pipeline_parallel + 1)
+        self._engine = JobEngine(config, files, read_spec(files), ranks[0])
+        wiring = LocalWiring()
+        self._stages = [
+            threading.Thread(
+                target=serve_stage, args=(ranks[index + 1], config, index), kwargs={"connect": wiring.connect}, daemon=True
+            )
+            for index in range(config.pipeline_parallel)
+        ]
+
+    def run(self, generations: list[Generation], *, one_by_one: bool = False) -> list[Answer]:
+        """Answers in the order of the generations. The engine starts and ends here; afterwards all blocks are free."""
+        return asyncio.run(self._run(generations, one_by_one))
+
+    async def _run(self, generations: list[Generation], one_by_one: bool) -> list[Answer]:
+        for stage in self._stages:
+            stage.start()
+        self._engine.start()
+        assert await self._engine.until("ready", "lost") == "ready", self._engine.failure
+        if one_by_one:
+            answers = [(await self._answers([generation]))[0] for generation in generations]
+        else:
+            answers = await self._answers(generations)
+        scheduler = self._engine.scheduler
+        assert scheduler is not None
+        assert scheduler.ledger.device.num_used == scheduler.ledger.host.num_used == len(scheduler.queue) == 0
+        assert await self._engine.stop(30.0)
+        for stage in self._stages:
+            stage.join(30.0)
+            assert not stage.is_alive()
+        return answers
+
+    async def _answers(self, generations: list[Generation]) -> list[Answer]:
+        async def collect(stream: object) -> Answer:
+            tokens: list[int] = []
+            async for chunk in stream:  # type: ignore[attr-defined]
+                tokens += chunk.tokens
+            assert chunk.finish_reason is not None
+            assert chunk.trace is not None, chunk.error
+            return Answer(tokens, chunk.finish_reason, chunk.trace)
+
+        return list(await asyncio.gather(*map(collect, self._engine.submit(generations))))
+
+
+@contextmanager
+def known_profile(monkeypatch: object) -> Iterator[None]:
+    monkeypatch.setattr("gateway.start_up.load_profile", lambda path: PROFILE)  # type: ignore[attr-defined]
+    yield
+
+
+def run_world(generations: list[Generation], *, one_by_one: bool = False, **options: object) -> list[Answer]:
+    """Run generations through a new world with these options."""
+    return LocalWorld(Config(**options)).run(generations, one_by_one=one_by_one)  # type: ignore[arg-type]
