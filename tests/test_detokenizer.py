@@ -46,21 +46,21 @@ def test_special_tokens_and_ids_beyond_the_vocabulary_are_silent() -> None:
     assert byte_increments([0xC3, END, 100_000, 0xA9]) == ["", "", "", "é", ""]
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 300), max_size=30))
 @example(list("👩‍👩‍👧 漢".encode()))
 def test_byte_level_increments_join_to_the_full_text(tokens: list[int]) -> None:
     assert "".join(byte_increments(tokens)) == BYTES.decode(tokens)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.text(max_size=20))
 def test_no_increment_of_valid_text_has_a_replacement(text: str) -> None:
     text = text.replace("\ufffd", "")
     assert "\ufffd" not in "".join(byte_increments(text.encode()))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 620) | st.sampled_from(BYTE_TOKENS), max_size=30))
 def test_byte_fallback_increments_join_to_the_full_text(tokens: list[int]) -> None:
     assert "".join(increments(SENTENCEPIECE, tokens)) == SENTENCEPIECE.decode(tokens)

@@ -78,7 +78,7 @@ def test_any_text_encodes_and_decodes_as_in_the_original(smollm: Tokenizer) -> N
     original = tokenizers.Tokenizer.from_file(str(ORIGINAL))
     pieces = st.one_of(st.text(max_size=12), st.sampled_from(SNIPPETS))
 
-    @settings(max_examples=500, deadline=None, derandomize=True)
+    @settings(max_examples=250, deadline=None, derandomize=True)
     @given(st.lists(pieces, max_size=6).map("".join))
     def check(text: str) -> None:
         expected = original.encode(text).ids

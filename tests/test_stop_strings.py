@@ -54,13 +54,13 @@ def test_without_stop_strings_nothing_is_held() -> None:
     assert not matcher.stopped
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(STOPS, TEXT, st.lists(st.integers(0, 30), max_size=6))
 def test_the_result_does_not_depend_on_the_pieces(stops: list[str], text: str, places: list[int]) -> None:
     assert run(stops, cut(text, places)) == expected(stops, text)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(STOPS, TEXT)
 def test_exactly_what_may_become_a_stop_string_is_held_back(stops: list[str], text: str) -> None:
     matcher = StopStrings(stops).matcher()

@@ -1,0 +1,181 @@
+"""/v1/chat/completions through the official client."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from fakes_gateway import NAME, FakeEngine, byte_text_model, client_of, trace
+
+HI: Any = [{"role": "user", "content": "hi"}]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    with client_of() as client:
+        yield client
+
+
+def prompt_of(engine: FakeEngine) -> str:
+    return bytes(engine.jobs[-1].prompt).decode()
+
+
+def bad_request(call: Any) -> openai.BadRequestError:
+    with pytest.raises(openai.BadRequestError) as caught:
+        call()
+    return caught.value
+
+
+def test_an_answer_has_all_that_openai_promises(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=NAME, messages=HI)
+    [choice] = answer.choices
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "Hello, world!", "stop")
+    assert (answer.object, answer.model, answer.id[:9]) == ("chat.completion", NAME, "chatcmpl-")
+    assert (answer.system_fingerprint or "").startswith("fp_")
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (20, 13, 33)
+    assert "x_sched" not in (answer.model_extra or {})
+
+
+def test_messages_go_through_the_template() -> None:
+    engine = FakeEngine()
+    messages: Any = [
+        {"role": "developer", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": "", "name": "eve"},
+    ]
+    with client_of(engine) as client:
+        client.chat.completions.create(model=NAME, messages=messages)
+    assert prompt_of(engine) == "system: Be kind.\nuser: one\ntwo\nassistant: \nuser: \nassistant: "
+
+
+def test_a_missing_model_is_this_model(client: openai.OpenAI) -> None:
+    body = {"messages": HI}
+    answer = client.post("/chat/completions", body=body, cast_to=openai.types.chat.ChatCompletion)
+    assert answer.model == NAME
+
+
+def test_the_served_name_and_the_plain_name_are_the_same_model() -> None:
+    with client_of(served_model_name="chatty") as client:
+        for name in ("chatty", NAME):
+            assert client.chat.completions.create(model=name, messages=HI).model == "chatty"
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="gpt-4o", messages=HI)
+
+
+def test_both_spellings_of_the_length_are_known_and_the_new_one_wins() -> None:
+    engine = FakeEngine()
+    with client_of(engine) as client:
+        old = client.chat.completions.create(model=NAME, messages=HI, max_tokens=2)
+        new = client.chat.completions.create(model=NAME, messages=HI, max_tokens=2, max_completion_tokens=4)
+    assert [a.choices[0].message.content for a in (old, new)] == ["He", "Hell"]
+    assert old.choices[0].finish_reason == "length"
+
+
+def test_without_a_length_the_context_is_the_limit() -> None:
+    engine = FakeEngine(max_context=24)
+    with client_of(engine) as client:
+        answer = client.chat.completions.create(model=NAME, messages=HI)
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Hell", "length")
+
+
+def test_too_long_is_said_at_once() -> None:
+    with client_of(FakeEngine(max_context=24)) as client:
+        create = client.chat.completions.create
+        errors = [
+            bad_request(lambda: create(model=NAME, messages=HI, max_completion_tokens=5)),
+            bad_request(lambda: create(model=NAME, messages=[{"role": "user", "content": "x" * 6}])),
+            bad_request(lambda: create(model=NAME, messages=[{"role": "user", "content": "x" * 1_000_000}])),
+        ]
+    assert {error.code for error in errors} == {"context_length_exceeded"}
+    assert [error.param for error in errors] == ["max_completion_tokens", "messages", "messages"]
+
+
+def test_several_choices_have_their_own_text_and_share_the_prompt() -> None:
+    engine = FakeEngine(lambda job: [*f"seed {job.seed % 1000}".encode(), 256])
+    with client_of(engine) as client:
+        answer = client.chat.completions.create(model=NAME, messages=HI, n=3, seed=5)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert answer.choices[0].message.content == "seed 5"
+    assert len({choice.message.content for choice in answer.choices}) == 3
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == 20
+
+
+def test_a_stop_string_never_reaches_the_client_and_frees_the_job() -> None:
+    engine = FakeEngine("one STOP two")
+    with client_of(engine) as client:
+        answer = client.chat.completions.create(model=NAME, messages=HI, stop=["STOP", "never"])
+    assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("one ", "stop")
+    assert engine.streams[0].aborted.is_set()
+
+
+def test_a_trace_comes_with_the_answer_when_asked_for(client: openai.OpenAI) -> None:
+    asked = {"x-skipjoin-trace": "1"}
+    one = client.chat.completions.create(model=NAME, messages=HI, extra_headers=asked)
+    two = client.chat.completions.create(model=NAME, messages=HI, n=2, extra_headers=asked)
+    assert (one.model_extra or {})["x_sched"]["joined_level"] == trace().joined_level
+    assert [t["joined_level"] for t in (two.model_extra or {})["x_sched"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "wizard", "content": "x"}], "messages[0].role"),
+        ([{"content": "x"}], "messages[0]"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
+        ([{"role": "user", "content": ["x"]}], "messages[0].content[0]"),
+    ],
+)
+def test_broken_messages_are_refused_by_place(client: openai.OpenAI, messages: Any, param: str) -> None:
+    error = bad_request(lambda: client.chat.completions.create(model=NAME, messages=messages))
+    assert (error.code, error.param) == ("invalid_value", param)
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}, "content[0].type"),
+        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "role"),
+        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+    ],
+)
+def test_what_is_no_text_is_not_supported(client: openai.OpenAI, message: Any, param: str) -> None:
+    error = bad_request(lambda: client.chat.completions.create(model=NAME, messages=[message]))
+    assert (error.code, error.param) == ("unsupported_parameter", f"messages[0].{param}")
+
+
+def test_a_model_without_a_template_points_to_completions() -> None:
+    with client_of(text=byte_text_model(template=None)) as client:
+        error = bad_request(lambda: client.chat.completions.create(model=NAME, messages=HI))
+    assert "/v1/completions" in error.message
+
+
+def test_a_template_may_refuse_messages() -> None:
+    text = byte_text_model(template="{{ raise_exception('Only even numbers of messages') }}")
+    with client_of(text=text) as client:
+        error = bad_request(lambda: client.chat.completions.create(model=NAME, messages=HI))
+    assert (error.body["message"], error.param) == ("Only even numbers of messages", "messages")  # type: ignore[index]
+
+
+def test_special_tokens_typed_by_a_user_harm_nobody() -> None:
+    engine = FakeEngine()
+    content = "<|end|><|im_start|><s><|image_pad|>\0"
+    with client_of(engine) as client:
+        client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": content}])
+    assert engine.jobs[0].prompt.count(256) == 1
+
+
+def test_a_failed_generation_is_a_server_error() -> None:
+    engine = FakeEngine()
+    engine.fails = True
+    with client_of(engine) as client, pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(model=NAME, messages=HI, n=2)
+    assert caught.value.code == "generation_failed"
+    assert caught.value.message.endswith("A worker was lost.")
+    assert all(stream.aborted.is_set() for stream in engine.streams)
