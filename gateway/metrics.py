@@ -62,13 +62,14 @@ class JobMeter:
         self._clock = clock
         self._admitted = clock()
         self._has_tokens = False
+        self._count = metrics.completion_tokens.labels(endpoint).inc  # looked up once, not for every token
 
     def tokens(self, count: int) -> None:
         """`count` more tokens came."""
         if count and not self._has_tokens:
             self._has_tokens = True
             self._metrics.first_token.labels(self._endpoint).observe(self._clock() - self._admitted)
-        self._metrics.completion_tokens.labels(self._endpoint).inc(count)
+        self._count(count)
 
     def end(self, end: End) -> None:
         self._metrics.jobs.labels(self._endpoint, end).inc()

@@ -51,6 +51,7 @@ def error_in(body: bytes) -> dict[str, Any]:
         ("GET", "/v1", 404, "not_found"),
         ("POST", "/v1/embeddings", 404, "not_found"),
         ("GET", "//v1/models", 404, "not_found"),
+        ("GET", "/health//", 404, "not_found"),
         ("GET", "/v1/%2e%2e/health", 404, "not_found"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
