@@ -2,22 +2,17 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from common.channel import LocalChannel
 from common.config import Config
 from common.model_files import locate
 from common.spec_reader import read_spec
 from gateway.engine import JobEngine
-from gateway.generation import FinishReason, Generation, SchedulingTrace
-from gateway.scheduling.cost import Profile
+from gateway.generation import FinishReason, Generation, SchedulingTrace, Stream
 from worker.link import LocalWiring
 from worker.loop import serve_stage
-
-# Costs do not change outputs, so the tests need not measure them.
-PROFILE = Profile(prefill=[(16, 0.02), (256, 0.2)], decode=[(1, 0.01), (16, 0.02)])
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,10 @@ class LocalWorld:
         wiring = LocalWiring()
         self._stages = [
             threading.Thread(
-                target=serve_stage, args=(ranks[index + 1], config, index), kwargs={"connect": wiring.connect}, daemon=True
+                target=serve_stage,
+                args=(ranks[index + 1], config, index),
+                kwargs={"connect": wiring.connect},
+                daemon=True,
             )
             for index in range(config.pipeline_parallel)
         ]
@@ -68,9 +66,9 @@ class LocalWorld:
         return answers
 
     async def _answers(self, generations: list[Generation]) -> list[Answer]:
-        async def collect(stream: object) -> Answer:
+        async def collect(stream: Stream) -> Answer:
             tokens: list[int] = []
-            async for chunk in stream:  # type: ignore[attr-defined]
+            async for chunk in stream:
                 tokens += chunk.tokens
             assert chunk.finish_reason is not None
             assert chunk.trace is not None, chunk.error
@@ -79,12 +77,6 @@ class LocalWorld:
         return list(await asyncio.gather(*map(collect, self._engine.submit(generations))))
 
 
-@contextmanager
-def known_profile(monkeypatch: object) -> Iterator[None]:
-    monkeypatch.setattr("gateway.start_up.load_profile", lambda path: PROFILE)  # type: ignore[attr-defined]
-    yield
-
-
-def run_world(generations: list[Generation], *, one_by_one: bool = False, **options: object) -> list[Answer]:
+def run_world(generations: list[Generation], *, one_by_one: bool = False, **options: Any) -> list[Answer]:
     """Run generations through a new world with these options."""
-    return LocalWorld(Config(**options)).run(generations, one_by_one=one_by_one)  # type: ignore[arg-type]
+    return LocalWorld(Config(**options)).run(generations, one_by_one=one_by_one)

@@ -1,0 +1,209 @@
+"""Whole jobs through the real engine and real stages: exact against transformers, and the same on every schedule."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+from transformers import LlamaConfig
+from world import Answer, run_world
+
+from common.model_files import locate
+from common.spec_reader import read_spec
+from gateway.generation import Generation
+from gateway.text.text_model import TextModel, load_text_model
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+# An iteration uses up a quantum or most of it, so that jobs take turns all the time.
+TAKING_TURNS: dict[str, Any] = {"quantum_ms": 0.5, "quantum_growth": 1.02, "num_levels": 400, "aging": 0.0}
+# The device holds about three of the thirty jobs.
+CROWDED: dict[str, Any] = {"kv_device_blocks": 14, "max_batch_jobs": 2, "max_context": 112, **TAKING_TURNS}
+# Deferred jobs never make room for others: only several that fit to their ends can take turns.
+ROOMY: dict[str, Any] = {**CROWDED, "kv_device_blocks": 28, "max_batch_jobs": 1}
+
+
+def thirty_jobs(vocab_size: int) -> list[Generation]:
+    """Greedy and seeded sampling, penalties too, prompts and outputs of many lengths."""
+    rng = random.Random(11)
+    return [
+        Generation(
+            prompt=[rng.randrange(3, vocab_size) for _ in range(rng.randint(5, 60))],
+            max_tokens=rng.randint(6, 24),
+            temperature=0.0 if index % 2 else 0.9,
+            top_p=0.9 if index % 3 == 0 else 1.0,
+            top_k=20 if index % 4 == 0 else 0,
+            seed=index,
+            frequency_penalty=0.3 if index % 5 == 0 else 0.0,
+            repetition_penalty=1.1 if index % 7 == 0 else 1.0,
+        )
+        for index in range(30)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+    )
+    reference.random_model(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Path) -> list[Answer]:
+    """Each of the thirty jobs by itself."""
+    return run_world(thirty_jobs(300), one_by_one=True, model=str(tiny), threads=1, device="cpu")
+
+
+def tokens(answers: list[Answer]) -> list[list[int]]:
+    return [answer.tokens for answer in answers]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_tokens_do_not_depend_on_other_jobs_or_stages(
+    tiny: Path, alone: list[Answer], stages: int, device: str
+) -> None:
+    together = run_world(
+        thirty_jobs(300), model=str(tiny), threads=1, device=device, dtype="fp32", pipeline_parallel=stages
+    )
+    assert tokens(together) == tokens(alone)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("strategy", ["proactive", "reactive"])
+def test_tokens_survive_offload_of_every_job(
+    tiny: Path, alone: list[Answer], strategy: str, stages: int, device: str
+) -> None:
+    crowded = run_world(
+        thirty_jobs(300),
+        model=str(tiny),
+        threads=1,
+        device=device,
+        dtype="fp32",
+        kv_strategy=strategy,
+        kv_host_blocks=500,
+        pipeline_parallel=stages,
+        **{**CROWDED, "max_batch_jobs": 2 // stages},
+    )
+    assert tokens(crowded) == tokens(alone)
+    assert all(answer.trace.preemptions and answer.trace.offloaded_bytes for answer in crowded)
+    assert all(answer.trace.uploaded_bytes == answer.trace.offloaded_bytes for answer in crowded)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_tokens_survive_recomputing_every_job(tiny: Path, alone: list[Answer], device: str) -> None:
+    crowded = run_world(
+        thirty_jobs(300), model=str(tiny), threads=1, device=device, dtype="fp32", kv_strategy="recompute", **CROWDED
+    )
+    assert tokens(crowded) == tokens(alone)
+    assert all(answer.trace.recomputes for answer in crowded)
+
+
+def test_tokens_survive_deferring(tiny: Path, alone: list[Answer]) -> None:
+    crowded = run_world(thirty_jobs(300), model=str(tiny), threads=1, kv_strategy="defer", **ROOMY)
+    assert tokens(crowded) == tokens(alone)
+    assert sum(answer.trace.preemptions > 0 for answer in crowded) >= 5
+    assert not any(answer.trace.offloaded_bytes or answer.trace.recomputes for answer in crowded)
+
+
+def test_tokens_survive_both_memories_being_full(tiny: Path, alone: list[Answer]) -> None:
+    crowded = run_world(thirty_jobs(300), model=str(tiny), threads=1, kv_host_blocks=12, **CROWDED)
+    assert tokens(crowded) == tokens(alone)
+
+
+@pytest.mark.parametrize("policy", ["mlfq", "fcfs", "static", "srpt"])
+def test_tokens_do_not_depend_on_the_policy(tiny: Path, alone: list[Answer], policy: str) -> None:
+    assert tokens(run_world(thirty_jobs(300), model=str(tiny), threads=1, policy=policy)) == tokens(alone)
+
+
+# ---------------------------------------------------------------------------- the embedded model
+
+CHATS = [
+    "What is the capital of France?",
+    "Count from 1 to 20.",
+    "Wie viele Tage hat ein Jahr?",
+    "日本の首都はどこですか",
+    "Сколько будет 12345 + 67890?",
+    "ما هي عاصمة مصر؟",
+    "Write a haiku about the sea 🌊🌊.",
+]
+RAW = [
+    "Once upon a time",
+    "3.14159265358979323846",
+    "def fibonacci(n):\n    ",
+    "The quick brown fox jumps over the lazy dog. " * 6,
+    "In 1969, 2 of 3 astronauts walked on the moon; in 1972, 12 had. " * 8,
+    "国破山河在 城春草木深。感时花溅泪 恨别鸟惊心。",
+    "\n\n\t  spaces   and\ttabs\n",
+    "SELECT name, COUNT(*) FROM users WHERE age > 30 GROUP BY name ORDER BY 2 DESC;",
+    "0 1 1 2 3 5 8 13 21 34 55",
+    "Lorem ipsum dolor sit amet, consectetur adipiscing elit. " * 20,
+    "the of and to in is that for it was on are as with his they " * 45,
+    "Der Mond ist aufgegangen, die goldnen Sternlein prangen",
+    '{"name": "skipjoin", "version": [1, 2, 3], "ok": true}',
+]
+
+
+@pytest.fixture(scope="module")
+def language() -> TextModel:
+    files = locate(None)
+    return load_text_model(files, read_spec(files))
+
+
+@pytest.fixture(scope="module")
+def prompts(language: TextModel) -> list[list[int]]:
+    assert language.template is not None
+    chats = [language.template.render([{"role": "user", "content": text}]) for text in CHATS]
+    encoded = [language.tokenizer.encode(text, add_special_tokens=False) for text in chats + RAW]
+    assert len(encoded) == 20
+    assert min(map(len, encoded)) <= 5
+    assert max(map(len, encoded)) >= 700
+    return encoded
+
+
+@pytest.mark.model
+@pytest.mark.timeout(600)
+def test_greedy_tokens_equal_those_of_transformers(prompts: list[list[int]]) -> None:
+    model = reference.reference_model()
+    ours = run_world([Generation(prompt=prompt, max_tokens=16, temperature=0.0) for prompt in prompts])
+    with torch.inference_mode():
+        theirs = [reference.greedy(model, prompt, 16) for prompt in prompts]
+    assert tokens(ours) == theirs
+
+
+@pytest.mark.model
+@pytest.mark.timeout(600)
+def test_the_embedded_model_answers_the_same_on_every_schedule() -> None:
+    jobs = [
+        Generation(
+            prompt=job.prompt,
+            max_tokens=3 + job.max_tokens // 4,
+            temperature=job.temperature,
+            top_p=job.top_p,
+            seed=job.seed,
+        )
+        for job in thirty_jobs(40_000)
+    ]
+    together = tokens(run_world(jobs))
+    assert tokens(run_world(jobs, one_by_one=True)) == together
+    for stages in (2, 3):
+        assert tokens(run_world(jobs, pipeline_parallel=stages)) == together
+    for strategy in ("proactive", "reactive", "recompute", "defer"):
+        crowded = run_world(jobs, kv_strategy=strategy, kv_host_blocks=500, **CROWDED)
+        assert tokens(crowded) == together, strategy
+        if strategy in ("proactive", "reactive"):
+            assert all(answer.trace.preemptions and answer.trace.offloaded_bytes for answer in crowded), strategy
+        if strategy == "recompute":
+            assert all(answer.trace.recomputes for answer in crowded)
