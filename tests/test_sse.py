@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,15 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from fakes_gateway import NAME, FakeEngine, client_of, serving
+from fakes_gateway import NAME, FakeEngine, byte_text_model, client_of, serving
+from prometheus_client import CollectorRegistry
+
+from gateway.api import sse
+from gateway.api.choices import Choice, Choices
+from gateway.api.dialect import Chat, Letterhead
+from gateway.generation import Generation
+from gateway.metrics import HttpMetrics
+from gateway.text.stop_strings import StopStrings
 
 HI: Any = [{"role": "user", "content": "hi"}]
 PATH = "/v1/chat/completions"
@@ -18,12 +27,11 @@ USAGE = {"stream_options": {"include_usage": True}}
 
 
 @contextmanager
-def stream(
-    engine: FakeEngine, body: dict[str, Any], path: str = "/v1/chat/completions", **options: Any
-) -> Iterator[Any]:
-    headers = {"x-skipjoin-trace": "1"} if body.pop("trace", False) else {}
-    with serving(engine, **options) as url, httpx2.stream("POST", url + path, json=body, headers=headers) as response:
-        yield response
+def stream(engine: FakeEngine, body: dict[str, Any], path: str = PATH, **options: Any) -> Iterator[httpx2.Response]:
+    headers = {"x-skipjoin-trace": "1"} if body.get("trace") else {}
+    with serving(engine, **options) as url, http_client() as http:
+        with http.stream("POST", url + path, json=body, headers=headers) as response:
+            yield response
 
 
 def events(engine: FakeEngine, body: dict[str, Any], path: str = PATH) -> list[Any]:
@@ -124,6 +132,45 @@ def test_comments_keep_a_silent_stream_alive_from_its_admission_on() -> None:
         rest = [line for line in lines if line and not line.startswith(":")]
     assert rest[-1] == "data: [DONE]"
     assert not any(line.startswith(("id:", "retry:", "event:")) for line in rest)
+
+
+def test_the_client_reads_over_comments() -> None:
+    engine = FakeEngine("Hi")
+    engine.close_gate()
+    opening = threading.Timer(0.1, engine.open_gate)
+    with client_of(engine, ping_interval=0.01) as client:
+        chunks = client.chat.completions.create(model=NAME, messages=HI, stream=True)
+        opening.start()
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hi"
+    opening.join()
+
+
+def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "SEND_TIMEOUT_S", 0.01)
+    engine = FakeEngine()
+    [jobs] = engine.submit([Generation(prompt=[1], max_tokens=5)])
+    choice = Choice(
+        0,
+        jobs,
+        detokenizer=byte_text_model().tokenizer.detokenizer(),
+        stops=StopStrings([]).matcher(),
+        meter=HttpMetrics(CollectorRegistry()).job("chat"),
+    )
+    letterhead = Letterhead("id", "chat.completion.chunk", 1, NAME, "fp")
+    answer = sse.StreamedAnswer(Choices([choice], 1), Chat(), letterhead, include_usage=False, include_trace=False)
+
+    async def never(*_: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await never()
+
+    async def serve() -> None:
+        await sse.StreamResponse(answer, ping_interval_s=10)({"type": "http", "method": "POST"}, never, send)
+
+    asyncio.run(serve())
+    assert jobs.aborted.is_set()
 
 
 def test_the_clients_stream_helper_accumulates_choices() -> None:
