@@ -17,11 +17,12 @@ def test_what_is_written_to_slots_is_read_from_their_blocks_in_order(device: str
     k, v = random_kv(6, device)
     slots = torch.tensor([7 * 4, 7 * 4 + 1, 7 * 4 + 2, 7 * 4 + 3, 2 * 4, 2 * 4 + 1], device=device)
     cache.write(1, cache.write_index(slots), k, v)
-    index = cache.read_index(torch.tensor([[7, 2]], device=device))
-    keys, values = cache.read(1, index, 1, torch.empty(cache.read_size(index), device=device))
-    assert keys.shape == (1, SPEC.num_kv_heads, 2 * BLOCK_TOKENS, SPEC.head_dim)
-    assert torch.equal(keys[0, :, :6].transpose(0, 1), k)
-    assert torch.equal(values[0, :, :6].transpose(0, 1), v)
+    tables = torch.tensor([[7, 2]], device=device)
+    context = cache.gather(tables, torch.empty(cache.gather_size(tables), device=device))
+    context.read(1)
+    assert context.keys.shape == (1, SPEC.num_kv_heads, 2 * BLOCK_TOKENS, SPEC.head_dim)
+    assert torch.equal(context.keys[0, :, :6].transpose(0, 1), k)
+    assert torch.equal(context.values[0, :, :6].transpose(0, 1), v)
 
 
 def test_a_write_touches_its_own_layer_and_slots_only() -> None:

@@ -83,6 +83,10 @@ def test_a_tiny_temperature_is_nearly_greedy_and_never_overflows() -> None:
     assert sample(logits, [entry(sampling(temperature=1e-38, seed=i)) for i in range(8)]) == expected
 
 
+def test_top_p_keeps_no_more_than_reaches_it() -> None:
+    assert sample(torch.zeros(20, 2), [entry(sampling(seed=i, top_p=0.5)) for i in range(20)]) == [0] * 20
+
+
 def test_equal_probabilities_are_ordered_by_token() -> None:
     logits = torch.zeros(50, VOCAB)
     entries = [entry(sampling(seed=seed, top_k=[0, 300][seed % 2])) for seed in range(50)]

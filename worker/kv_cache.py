@@ -1,6 +1,7 @@
 """Where keys and values live: a pool of blocks on the device, one in host memory. Whose they are, others decide."""
 
 import mmap
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -62,29 +63,20 @@ class KvCache:
 
     def write(self, layer: int, index: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k and v, [tokens, kv_heads, head_dim], at `write_index(slots)`; what is not finite becomes 0."""
-        rows = torch.empty(2, *k.shape, dtype=self.dtype, device=k.device)
-        for source, target in zip((k, v), rows, strict=True):
-            torch.nan_to_num(source, 0.0, 0.0, 0.0, out=target)
+        rows = torch.stack((k, v)).nan_to_num_(0.0, 0.0, 0.0)
         first = layer * 2 * self.kv_heads * self.block_tokens
         self._slot_rows[first:].index_copy_(0, index, rows.view(-1, self.head_dim))
 
-    def read_index(self, tables: Tensor) -> Tensor:
-        """Where `read` finds blocks: [2 * jobs * kv_heads * blocks]. tables: [jobs, blocks]."""
-        return self._block_index(tables).transpose(2, 3).flatten()
+    def gather(self, tables: Tensor, memory: Tensor) -> "Gather":
+        """Prepare to read `tables`, [jobs, blocks], into `memory`, flat and of `gather_size(tables)` numbers."""
+        index = self._block_index(tables).transpose(2, 3).flatten()  # [2 * jobs * kv_heads * blocks]
+        target = memory.view(len(index), -1)
+        keys, values = memory.view(2, len(tables), self.kv_heads, -1, self.head_dim).unbind(0)
+        return Gather(self._block_rows, 2 * self.kv_heads, index, target, keys, values)
 
-    def read(self, layer: int, index: Tensor, num_jobs: int, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather the keys and values of `read_index(tables)`: two of [jobs, kv_heads, blocks * block_tokens, head_dim].
-
-        They lie in `buffer`, flat and at least `read_size(index)` long.
-        """
-        rows = buffer[: self.read_size(index)].view(len(index), -1)
-        torch.index_select(self._block_rows[layer * 2 * self.kv_heads :], 0, index, out=rows)
-        keys, values = rows.view(2, num_jobs, self.kv_heads, -1, self.head_dim).unbind(0)
-        return keys, values
-
-    def read_size(self, index: Tensor) -> int:
-        """Numbers that `read` gathers."""
-        return len(index) * self.block_tokens * self.head_dim
+    def gather_size(self, tables: Tensor) -> int:
+        """Numbers that one layer of the blocks of `tables` has."""
+        return tables.numel() * 2 * self.kv_heads * self.block_tokens * self.head_dim
 
     def _block_index(self, blocks: Tensor) -> Tensor:
         """Rows of [block_tokens, head_dim] in layer 0: [2, *blocks.shape, kv_heads]."""
@@ -93,6 +85,21 @@ class KvCache:
 
     def __repr__(self) -> str:
         return f"<KvCache {len(self.device)} device blocks, {len(self.host)} host blocks, {self.dtype}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """A read of scattered blocks, prepared once and done in every layer."""
+
+    _source: Tensor
+    _layer_rows: int
+    _index: Tensor
+    _target: Tensor
+    keys: Tensor  # [jobs, kv_heads, blocks * block_tokens, head_dim], of the layer that was read last
+    values: Tensor
+
+    def read(self, layer: int) -> None:
+        torch.index_select(self._source[layer * self._layer_rows :], 0, self._index, out=self._target)
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

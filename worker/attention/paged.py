@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.inputs import Inputs, Segment, to_device
-from worker.kv_cache import KvCache
+from worker.inputs import Inputs, Ints, Segment, to_device
+from worker.kv_cache import Gather, KvCache
 
 # Slots of padding that cost as much as one more call (measured: 0.2 µs per slot, 60 µs per call).
 _PADDING_SLOTS = 256
@@ -32,10 +32,10 @@ class Scratch:
         self._memory = cache.device.new_empty(0)
 
     def take(self, size: int) -> Tensor:
-        """At least `size` numbers, flat; the next call may give the same memory."""
+        """`size` numbers, flat, whose content lasts until the next one who took memory writes."""
         if len(self._memory) < size:
             self._memory = self._memory.new_empty(size)
-        return self._memory
+        return self._memory[:size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,7 @@ class _Bucket:
     """Decoding jobs that are gathered and attended together."""
 
     rows: slice | Tensor  # their rows in the batch
-    num_jobs: int
-    index: Tensor  # where their blocks are
+    context: Gather
     mask: Tensor  # [jobs, kv_heads, 1, slots] 0 or -inf
 
 
@@ -53,7 +52,7 @@ class _Chunk:
     """Consecutive queries of one job that look back into the cache."""
 
     rows: slice
-    index: Tensor
+    context: Gather
     mask: Tensor  # [queries, slots] True where a query sees a slot
 
 
@@ -84,25 +83,14 @@ class PagedAttention:
         grouped = q.view(tokens, k.shape[1], -1, head_dim)  # [tokens, kv_heads, group, head_dim]
         out = q.new_empty(grouped.shape)
         for bucket in layout.buckets:
-            out[bucket.rows] = self._decode(layer, bucket, grouped[bucket.rows], scale)
+            out[bucket.rows] = _decode(layer, bucket, grouped[bucket.rows], scale)
         for rows in layout.whole:
             out[rows] = _prompt(grouped[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), None, scale)
         for chunk in layout.chunks:
-            keys, values = self._read(layer, chunk.index, 1)
-            out[chunk.rows] = _prompt(grouped[chunk.rows], keys[0], values[0], chunk.mask, scale)
+            chunk.context.read(layer)
+            keys, values = chunk.context.keys[0], chunk.context.values[0]
+            out[chunk.rows] = _prompt(grouped[chunk.rows], keys, values, chunk.mask, scale)
         return out.view(tokens, heads * head_dim)
-
-    def _decode(self, layer: int, bucket: _Bucket, q: Tensor, scale: float) -> Tensor:
-        """q: [jobs, kv_heads, group, head_dim]."""
-        keys, values = self._read(layer, bucket.index, bucket.num_jobs)
-        if q.dtype != torch.float32:  # Fused, because scores must not be rounded to 16 bits.
-            return F.scaled_dot_product_attention(q, keys, values, attn_mask=bucket.mask, scale=scale)
-        keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # [jobs * kv_heads, slots, head_dim]
-        scores = torch.baddbmm(bucket.mask.flatten(0, 1), q.flatten(0, 1), keys.transpose(1, 2), alpha=scale)
-        return torch.bmm(scores.softmax(-1), values).view(q.shape)
-
-    def _read(self, layer: int, index: Tensor, num_jobs: int) -> tuple[Tensor, Tensor]:
-        return self._cache.read(layer, index, num_jobs, self._scratch.take(self._cache.read_size(index)))
 
     def _lay_out(self, window: int) -> _Layout:
         decoding = [s for s in self._segments if s.count == 1]
@@ -131,8 +119,7 @@ class PagedAttention:
         )
         return _Bucket(
             rows=self._rows([s.first for s in jobs]),
-            num_jobs=len(jobs),
-            index=self._cache.read_index(to_device(tables, self._device)),
+            context=self._gather(tables),
             mask=mask[:, None, None].expand(-1, self._cache.kv_heads, -1, -1).contiguous(),
         )
 
@@ -148,9 +135,13 @@ class PagedAttention:
             first_row = segment.first + begin - segment.start
             yield _Chunk(
                 rows=slice(first_row, first_row + end - begin),
-                index=self._cache.read_index(to_device(blocks[None], self._device)),
+                context=self._gather(blocks[None]),
                 mask=torch.from_numpy(visible).to(self._device),
             )
+
+    def _gather(self, tables: Ints) -> Gather:
+        blocks = to_device(tables, self._device)
+        return self._cache.gather(blocks, self._scratch.take(self._cache.gather_size(blocks)))
 
     def _rows(self, rows: list[int]) -> slice | Tensor:
         """A slice where the rows follow one another: it costs no copy."""
@@ -171,6 +162,17 @@ def _similar(jobs: list[Segment], window: int) -> list[list[Segment]]:
             padding, longest = 0, length
         buckets[-1].append(job)
     return [sorted(bucket, key=lambda s: s.first) for bucket in buckets]
+
+
+def _decode(layer: int, bucket: _Bucket, q: Tensor, scale: float) -> Tensor:
+    """Attend from one token per job. q: [jobs, kv_heads, group, head_dim]; returns the same shape."""
+    bucket.context.read(layer)
+    keys, values = bucket.context.keys, bucket.context.values
+    if q.dtype != torch.float32:  # Fused, because scores must not be rounded to 16 bits.
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bucket.mask, scale=scale)
+    transposed = keys.flatten(0, 1).transpose(1, 2)  # [jobs * kv_heads, head_dim, slots]
+    scores = torch.baddbmm(bucket.mask.flatten(0, 1), q.flatten(0, 1), transposed, alpha=scale)
+    return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(q.shape)
 
 
 def _prompt(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:
