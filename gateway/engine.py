@@ -70,11 +70,13 @@ class JobEngine:
         spec: ModelSpec,
         channel: Channel,
         *,
+        clock: Callable[[], float] = time.monotonic,
         progress: Progress = lambda what, share: None,
     ) -> None:
         self._config = config
         self._files = files
         self._spec = spec
+        self._clock = clock  # what jobs are charged by
         self._progress = progress
         stages = list(range(1, config.pipeline_parallel + 1))
         self._pipeline = Pipeline(channel, stages, config.iteration_timeout)
@@ -207,7 +209,7 @@ class JobEngine:
         while not self._stopping:
             self._wake.clear()
             self._take_commands(scheduler)
-            while (plan := scheduler.plan(time.monotonic())) is not None:
+            while (plan := scheduler.plan(self._clock())) is not None:
                 self._pipeline.send(plan)
                 self.statistics.offloaded_blocks += len(plan.offloads)
                 self.statistics.uploaded_blocks += len(plan.uploads)
@@ -239,7 +241,7 @@ class JobEngine:
             assert unexpected is None, f"result {unexpected} with no plan in flight"
 
     def _take_commands(self, scheduler: Scheduler) -> None:
-        now = time.monotonic()
+        now = self._clock()
         while self._commands:
             command = self._commands.popleft()
             if isinstance(command, _Submit):
@@ -255,7 +257,7 @@ class JobEngine:
     def _commit(self, scheduler: Scheduler, result: Result | None) -> None:
         if result is None:
             return
-        now = time.monotonic()
+        now = self._clock()
         outcomes = scheduler.commit(result, now)
         self.statistics.iterations += 1
         self.statistics.stalled_s += result.stalled_s

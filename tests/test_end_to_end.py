@@ -1,6 +1,8 @@
 """Whole jobs through the real engine and real stages: exact against transformers, and the same on every schedule."""
 
 import random
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,14 @@ from gateway.text.text_model import TextModel, load_text_model
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
-# An iteration uses up a quantum or most of it, so that jobs take turns all the time.
-TAKING_TURNS: dict[str, Any] = {"quantum_ms": 0.5, "quantum_growth": 1.02, "num_levels": 400, "aging": 0.0}
+# Whatever the machine does, an iteration seems to take ten seconds and each level gives about one: jobs take turns.
+TAKING_TURNS: dict[str, Any] = {"quantum_ms": 1000, "quantum_growth": 1.001, "num_levels": 400, "aging": 0.0}
+
+
+def ten_seconds_each_time() -> Callable[[], float]:
+    return map(float, count(0, 10)).__next__
+
+
 # The device holds about three of the thirty jobs.
 CROWDED: dict[str, Any] = {"kv_device_blocks": 14, "max_batch_jobs": 2, "max_context": 112, **TAKING_TURNS}
 # Deferred jobs never make room for others: only several that fit to their ends can take turns.
@@ -95,6 +103,7 @@ def test_tokens_survive_offload_of_every_job(
         kv_strategy=strategy,
         kv_host_blocks=500,
         pipeline_parallel=stages,
+        clock=ten_seconds_each_time(),
         **{**CROWDED, "max_batch_jobs": 2 // stages},
     )
     assert tokens(crowded) == tokens(alone)
@@ -105,14 +114,23 @@ def test_tokens_survive_offload_of_every_job(
 @pytest.mark.parametrize("device", DEVICES)
 def test_tokens_survive_recomputing_every_job(tiny: Path, alone: list[Answer], device: str) -> None:
     crowded = run_world(
-        thirty_jobs(300), model=str(tiny), threads=1, device=device, dtype="fp32", kv_strategy="recompute", **CROWDED
+        thirty_jobs(300),
+        model=str(tiny),
+        threads=1,
+        device=device,
+        dtype="fp32",
+        kv_strategy="recompute",
+        clock=ten_seconds_each_time(),
+        **CROWDED,
     )
     assert tokens(crowded) == tokens(alone)
     assert all(answer.trace.recomputes for answer in crowded)
 
 
 def test_tokens_survive_deferring(tiny: Path, alone: list[Answer]) -> None:
-    crowded = run_world(thirty_jobs(300), model=str(tiny), threads=1, kv_strategy="defer", **ROOMY)
+    crowded = run_world(
+        thirty_jobs(300), model=str(tiny), threads=1, kv_strategy="defer", clock=ten_seconds_each_time(), **ROOMY
+    )
     assert tokens(crowded) == tokens(alone)
     assert sum(answer.trace.preemptions > 0 for answer in crowded) >= 5
     assert not any(answer.trace.offloaded_bytes or answer.trace.recomputes for answer in crowded)
@@ -201,7 +219,7 @@ def test_the_embedded_model_answers_the_same_on_every_schedule() -> None:
     for stages in (2, 3):
         assert tokens(run_world(jobs, pipeline_parallel=stages)) == together
     for strategy in ("proactive", "reactive", "recompute", "defer"):
-        crowded = run_world(jobs, kv_strategy=strategy, kv_host_blocks=500, **CROWDED)
+        crowded = run_world(jobs, kv_strategy=strategy, kv_host_blocks=500, clock=ten_seconds_each_time(), **CROWDED)
         assert tokens(crowded) == together, strategy
         if strategy in ("proactive", "reactive"):
             assert all(answer.trace.preemptions and answer.trace.offloaded_bytes for answer in crowded), strategy

@@ -2,6 +2,8 @@
 
 import asyncio
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +29,11 @@ class Answer:
 class LocalWorld:
     """Runs generations through an engine and its stages."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
         files = locate(config.model)
         ranks = LocalChannel.world(config.pipeline_parallel + 1)
-        self._engine = JobEngine(config, files, read_spec(files), ranks[0])
+        self._engine = JobEngine(config, files, read_spec(files), ranks[0], clock=clock)
         wiring = LocalWiring()
         self._stages = [
             threading.Thread(
@@ -77,6 +79,12 @@ class LocalWorld:
         return list(await asyncio.gather(*map(collect, self._engine.submit(generations))))
 
 
-def run_world(generations: list[Generation], *, one_by_one: bool = False, **options: Any) -> list[Answer]:
+def run_world(
+    generations: list[Generation],
+    *,
+    one_by_one: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    **options: Any,
+) -> list[Answer]:
     """Run generations through a new world with these options."""
-    return LocalWorld(Config(**options)).run(generations, one_by_one=one_by_one)
+    return LocalWorld(Config(**options), clock).run(generations, one_by_one=one_by_one)
