@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from fakes_gateway import NAME, FakeEngine, byte_text_model, client_of, serving
+from fakes_gateway import NAME, FakeEngine, byte_text_model, client_of, http_client, serving
 from prometheus_client import CollectorRegistry
 
 from gateway.api import sse
@@ -29,9 +29,12 @@ USAGE = {"stream_options": {"include_usage": True}}
 @contextmanager
 def stream(engine: FakeEngine, body: dict[str, Any], path: str = PATH, **options: Any) -> Iterator[httpx2.Response]:
     headers = {"x-skipjoin-trace": "1"} if body.get("trace") else {}
-    with serving(engine, **options) as url, http_client() as http:
-        with http.stream("POST", url + path, json=body, headers=headers) as response:
-            yield response
+    with (
+        serving(engine, **options) as url,
+        http_client() as http,
+        http.stream("POST", url + path, json=body, headers=headers) as response,
+    ):
+        yield response
 
 
 def events(engine: FakeEngine, body: dict[str, Any], path: str = PATH) -> list[Any]:
