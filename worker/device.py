@@ -35,7 +35,7 @@ class HostShare:
 
     @classmethod
     def of(cls, index: int, places: list[Place]) -> "HostShare":
-        """The share of worker `index`, when `places` are those of all workers, spares included.
+        """The share of worker `index`, when `places` are those of all workers.
 
         Launchers may bind every rank to cores of its own, or give all ranks of a host the same ones: cores are
         divided by the workers that may use any of them.

@@ -12,7 +12,7 @@ from common.records import Entry
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Segment:
     """One job's rows in the batch and its place in the cache."""
 

@@ -93,14 +93,17 @@ class PagedAttention:
         return out.view(tokens, heads * head_dim)
 
     def _lay_out(self, window: int) -> _Layout:
-        decoding = [s for s in self._segments if s.count == 1]
-        prompts = [s for s in self._segments if s.count > 1]
-        whole = [s for s in prompts if s.start == 0 and s.count <= window]
-        return _Layout(
-            buckets=[self._bucket(jobs, window) for jobs in _similar(decoding, window)],
-            whole=[slice(s.first, s.first + s.count) for s in whole],
-            chunks=[chunk for s in prompts if s not in whole for chunk in self._chunks(s, window)],
-        )
+        decoding: list[Segment] = []
+        layout = _Layout([], [], [])
+        for segment in self._segments:
+            if segment.count == 1:
+                decoding.append(segment)
+            elif segment.start == 0 and segment.count <= window:
+                layout.whole.append(slice(segment.first, segment.first + segment.count))
+            else:
+                layout.chunks.extend(self._chunks(segment, window))
+        layout.buckets.extend(self._bucket(jobs, window) for jobs in _similar(decoding, window))
+        return layout
 
     def _bucket(self, jobs: list[Segment], window: int) -> _Bucket:
         block_tokens = self._cache.block_tokens
