@@ -4,7 +4,8 @@ PYTHON ?= python3
 ARGS ?=
 
 VENV := .venv
-INSTALL := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Errors are shown, what pip thinks of its configuration is not.
+INSTALL := $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -47,7 +48,7 @@ $(VENV)/bin/pip:
 
 # torch comes first and alone: the pin decides which build it is, before another package asks for it.
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	@echo 'installing into $(VENV), takes about two minutes'
+	@echo 'installing into $(VENV), takes two or three minutes the first time'
 	@echo '  1/3 torch'
 	@$(INSTALL) torch hatchling
 	@echo '  2/3 skipjoin, an MPI runtime, and what they need'
