@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.channel import IDLE_PAUSE_S, Channel, receive
-from common.config import Config
-from common.model_files import locate
+from common.config import Config, ConfigError
+from common.model_files import ModelError, locate
 from common.model_spec import ModelSpec
 from common.records import Fault, Order, Plan, Progress, Ready, Report, Setup, Up, decode_order, encode
 from common.spec_reader import read_spec
@@ -61,10 +61,14 @@ def serve_stage(
     """Serve stage `index` (None: a spare, which loads when a Setup names its rank) until Stop. Returns an exit status.
 
     `share` is this worker's part of its host, by default all of it. `connect` opens links, by default through
-    torch.distributed. What makes going on impossible is logged and told to the gateway as a Fault: status 1.
+    torch.distributed. What makes going on impossible is told to the gateway as a Fault; the status is then 2 for a
+    mistake in model or configuration, 1 for anything else.
     """
     try:
         Worker(channel, config, open_model(config), share or HostShare(), connect).serve(index)
+    except (ModelError, ConfigError) as error:  # the operator's to mend, who reads it from the gateway
+        channel.send([GATEWAY_RANK], encode(Fault(str(error))))
+        return 2
     except Exception as error:
         logger.exception("this stage cannot go on")
         channel.send([GATEWAY_RANK], encode(Fault(f"{type(error).__name__}: {error}")))
