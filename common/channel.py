@@ -60,12 +60,18 @@ def receive(
     channel: Channel,
     timeout_s: float,
     *,
+    first_look_s: float = 0.0,
     longest_pause_s: float = BUSY_PAUSE_S,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> tuple[int, bytes] | None:
-    """The next message, or None after `timeout_s`. Yields the core between looks."""
+    """The next message, or None after `timeout_s`. Yields the core between looks.
+
+    Nothing is looked for before `first_look_s`: who knows how long an answer takes leaves the cores to those at work.
+    """
     deadline = clock() + timeout_s
+    if first_look_s > 0:
+        pause(min(first_look_s, timeout_s))
     pause_s = FIRST_PAUSE_S
     while (message := channel.poll()) is None:
         left_s = deadline - clock()

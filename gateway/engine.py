@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 IDLE_LOOK_S = 0.1  # how often an idle engine looks for a worker's last words
 RESULT_LOOK_S = 0.01  # how often it looks for new jobs while a pipeline slot is free
+SURE_SHARE = 0.6  # of the time that an iteration should still take: not looked at earlier
 LONGEST_RETRY_S = 60.0
 
 
@@ -46,6 +47,7 @@ class Statistics:
     offloaded_blocks: int = 0
     uploaded_blocks: int = 0
     busy_s: float = 0.0  # with a plan in flight
+    compute_s: float = 0.0  # in which the last stage computed
     stalled_s: float = 0.0  # in which the last stage waited for copies
 
 
@@ -222,7 +224,9 @@ class JobEngine:
         """The next result; None when new jobs could use a free slot of the pipeline meanwhile."""
         start = time.monotonic()
         full = scheduler.num_in_flight >= self._config.pipeline_parallel
-        while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S)) is None:
+        first_look_s = scheduler.seconds_to_result(self._clock()) * SURE_SHARE if full else 0.0
+        while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S, first_look_s)) is None:
+            first_look_s = 0.0
             if self._commands and not full:
                 break
             if self._stopping or time.monotonic() - start > self._config.iteration_timeout:
@@ -260,6 +264,7 @@ class JobEngine:
         now = self._clock()
         outcomes = scheduler.commit(result, now)
         self.statistics.iterations += 1
+        self.statistics.compute_s += result.compute_s
         self.statistics.stalled_s += result.stalled_s
         chunks = [(self._streams[outcome.job.id][1], self._chunk(outcome, now)) for outcome in outcomes]
         for outcome in outcomes:

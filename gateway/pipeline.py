@@ -70,9 +70,9 @@ class Pipeline:
     def send(self, plan: Plan) -> None:
         self._channel.send(self.stages, encode(plan))
 
-    def wait(self, seconds: float) -> Result | None:
-        """The next result, or None after `seconds`. Raises StageLost."""
-        message = receive(self._channel, seconds)
+    def wait(self, seconds: float, first_look_s: float = 0.0) -> Result | None:
+        """The next result, or None after `seconds`; not looked for before `first_look_s`. Raises StageLost."""
+        message = receive(self._channel, seconds, first_look_s=first_look_s)
         return None if message is None else self._result(message)
 
     def poll(self) -> Result | None:

@@ -43,6 +43,8 @@ def run_rank(config: Config, as_gateway: Callable[[Channel], int]) -> int:
 
 
 def _worker(config: Config, channel: Channel, world: World) -> int:
+    # OpenMP threads that spin for milliseconds after each loop keep the gateway off the cores of a small host.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     from worker.device import HostShare  # noqa: PLC0415 - the gateway imports no torch
     from worker.loop import serve_stage  # noqa: PLC0415
 

@@ -107,6 +107,13 @@ class Scheduler:
     def num_in_flight(self) -> int:
         return len(self._flights)
 
+    def seconds_to_result(self, now: float) -> float:
+        """How long the oldest plan in flight should still take, were all its jobs decoding."""
+        if not self._flights:
+            return 0.0
+        flight = self._flights[0]
+        return max(0.0, flight.sent_at + self._cost.decode_s(max(1, len(flight.batch))) - now)
+
     @property
     def num_waiting(self) -> int:
         """Jobs that never ran."""
