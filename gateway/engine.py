@@ -208,6 +208,7 @@ class JobEngine:
         )
 
     def _serve(self, scheduler: Scheduler) -> None:
+        chunks: list[tuple[JobStream, Chunk]] = []
         while not self._stopping:
             self._wake.clear()
             self._take_commands(scheduler)
@@ -215,10 +216,14 @@ class JobEngine:
                 self._pipeline.send(plan)
                 self.statistics.offloaded_blocks += len(plan.offloads)
                 self.statistics.uploaded_blocks += len(plan.uploads)
-            if scheduler.num_in_flight:
-                self._commit(scheduler, self._wait_for_result(scheduler))
-            else:
+            # After the next plans are on their way: text and events are made while the stages compute.
+            self._hand_over(chunks)
+            chunks = []
+            if not scheduler.num_in_flight:
                 self._idle()
+            elif (result := self._wait_for_result(scheduler)) is not None:
+                chunks = self._commit(scheduler, result)
+        self._hand_over(chunks)
 
     def _wait_for_result(self, scheduler: Scheduler) -> Result | None:
         """The next result; None when new jobs could use a free slot of the pipeline meanwhile."""
@@ -258,9 +263,8 @@ class JobEngine:
                 self.statistics.aborted += 1
                 self._forget(aborted)
 
-    def _commit(self, scheduler: Scheduler, result: Result | None) -> None:
-        if result is None:
-            return
+    def _commit(self, scheduler: Scheduler, result: Result) -> list[tuple[JobStream, Chunk]]:
+        """Take a result in. Returns what the event loop is to be told."""
         now = self._clock()
         outcomes = scheduler.commit(result, now)
         self.statistics.iterations += 1
@@ -270,7 +274,7 @@ class JobEngine:
         for outcome in outcomes:
             if outcome.finish_reason is not None:
                 self._note_finish(outcome.job, now)
-        self._hand_over(chunks)
+        return chunks
 
     def _chunk(self, outcome: Outcome, now: float) -> Chunk:
         assert self.cluster is not None

@@ -30,11 +30,14 @@ log = logging.getLogger(__name__)
 EXIT_USAGE = 2
 EXIT_LOST = 3  # the workers are lost: a supervisor should start the job again
 STOP_TIMEOUT_S = 10.0
+# The engine's thread must not wait 5 ms, Python's default, until the event loop lets go of the interpreter.
+GIL_SWITCH_S = 0.0005
 _HTTP_CLOSE_TIMEOUT_S = 3
 
 
 def run_gateway(config: Config, channel: Channel) -> int:
     """Serve until a signal, or until the workers are lost. Returns the exit status."""
+    sys.setswitchinterval(GIL_SWITCH_S)
     try:
         return uvloop.run(_Gateway(config, channel).run())
     except (ModelError, OSError) as error:
