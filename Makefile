@@ -9,7 +9,7 @@ INSTALL := $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test lint check readme clean
+.PHONY: help serve test soak lint check readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ serve: $(VENV)/installed ## serve the embedded model, or another: make serve ARG
 
 test: $(VENV)/installed-dev ## run the tests: make test ARGS='-k sampler'
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+soak: $(VENV)/installed-dev ## run what takes minutes: many clients at once, memory and idle processors afterwards
+	@$(VENV)/bin/python -m pytest -m soak -s $(ARGS)
 
 lint: $(VENV)/installed-dev ## check formatting, lint and types
 	@$(VENV)/bin/ruff format --check

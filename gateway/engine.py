@@ -17,7 +17,7 @@ from common.config import Config
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
 from common.records import Result
-from gateway.generation import Chunk, Generation, QueueFull, State, Stream, Unavailable
+from gateway.generation import Chunk, Generation, QueueFull, SchedulingTrace, State, Stream, Unavailable
 from gateway.pipeline import Interrupted, Pipeline, StageLost
 from gateway.scheduling.job import Job
 from gateway.scheduling.scheduler import Outcome, Scheduler
@@ -58,8 +58,11 @@ class _Submit:
 
 
 @dataclass(slots=True)
-class _Abort:
+class _End:
+    """The client's side ended the job: by a stop string, or because nobody listens any more."""
+
     stream: JobStream
+    complete: bool
 
 
 class JobEngine:
@@ -83,7 +86,7 @@ class JobEngine:
         stages = list(range(1, config.pipeline_parallel + 1))
         self._pipeline = Pipeline(channel, stages, config.iteration_timeout)
         self._state: State = "loading"
-        self._commands: deque[_Submit | _Abort] = deque()
+        self._commands: deque[_Submit | _End] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -135,7 +138,7 @@ class JobEngine:
             raise Unavailable(self._state, self._retry_after_s())
         if self.num_waiting + len(generations) > self._config.max_waiting_jobs:
             raise QueueFull(self._retry_after_s())
-        streams = [JobStream(self._abort) for _ in generations]
+        streams = [JobStream(self._finish, self._abort) for _ in generations]
         self._commands.extend(map(_Submit, streams, generations))
         self._wake.set()
         return list(streams)
@@ -170,8 +173,12 @@ class JobEngine:
         await asyncio.to_thread(self._thread.join, timeout_s)
         return not self._thread.is_alive()
 
+    def _finish(self, stream: JobStream) -> None:
+        self._commands.append(_End(stream, complete=True))
+        self._wake.set()
+
     def _abort(self, stream: JobStream) -> None:
-        self._commands.append(_Abort(stream))
+        self._commands.append(_End(stream, complete=False))
         self._wake.set()
 
     def _retry_after_s(self) -> float:
@@ -258,10 +265,17 @@ class JobEngine:
                 self._next_id += 1
                 self._streams[job.id] = (job, command.stream)
                 self._jobs[command.stream] = job
-            elif (aborted := self._jobs.get(command.stream)) is not None:
-                scheduler.abort(aborted)
-                self.statistics.aborted += 1
-                self._forget(aborted)
+            elif (job_ended := self._jobs.get(command.stream)) is not None:
+                self._end(scheduler, job_ended, command, now)
+
+    def _end(self, scheduler: Scheduler, job: Job, command: _End, now: float) -> None:
+        scheduler.abort(job)
+        if command.complete:
+            self._note_finish(job, now)
+            self._hand_over([(command.stream, Chunk((), "stop", trace=self._trace(job, now)))])
+        else:
+            self.statistics.aborted += 1
+            self._forget(job)
 
     def _commit(self, scheduler: Scheduler, result: Result) -> list[tuple[JobStream, Chunk]]:
         """Take a result in. Returns what the event loop is to be told."""
@@ -277,7 +291,6 @@ class JobEngine:
         return chunks
 
     def _chunk(self, outcome: Outcome, now: float) -> Chunk:
-        assert self.cluster is not None
         tokens = () if outcome.token is None else (outcome.token,)
         self.statistics.output_tokens += len(tokens)
         if outcome.finish_reason is None:
@@ -285,8 +298,11 @@ class JobEngine:
         error = None
         if outcome.finish_reason == "error":
             error = "the model produced values that are not finite for this request"
-        trace = outcome.job.trace(now, self.cluster.pools.block_bytes)
-        return Chunk(tokens, outcome.finish_reason, error, trace)
+        return Chunk(tokens, outcome.finish_reason, error, self._trace(outcome.job, now))
+
+    def _trace(self, job: Job, now: float) -> SchedulingTrace:
+        assert self.cluster is not None
+        return job.trace(now, self.cluster.pools.block_bytes)
 
     def _note_finish(self, job: Job, now: float) -> None:
         counts, statistics = job.counts, self.statistics

@@ -81,6 +81,9 @@ class Stream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Chunk]: ...
 
+    def finish(self) -> None:
+        """The text is complete, by a stop string: the last chunk comes soon, with the trace. Harmless after the end."""
+
     def abort(self) -> None:
         """The client is gone or has enough: free the blocks within one iteration. Harmless after the end."""
 

@@ -10,7 +10,8 @@ from gateway.generation import Chunk
 class JobStream:
     """Lives on the event loop. Holds token ids only, so a client that reads slowly costs little."""
 
-    def __init__(self, on_abort: Callable[["JobStream"], None]) -> None:
+    def __init__(self, on_finish: Callable[["JobStream"], None], on_abort: Callable[["JobStream"], None]) -> None:
+        self._on_finish = on_finish
         self._on_abort = on_abort
         self._chunks: deque[Chunk] = deque()
         self._arrived = asyncio.Event()
@@ -34,6 +35,10 @@ class JobStream:
             self._ended = chunk.finish_reason is not None
             self._chunks.append(chunk)
             self._arrived.set()
+
+    def finish(self) -> None:
+        if not self._ended:
+            self._on_finish(self)
 
     def abort(self) -> None:
         if not self._ended:

@@ -35,7 +35,7 @@ def find_mpiexec() -> Path:
     found = str(beside) if beside.is_file() else shutil.which("mpiexec")
     if found is None:
         raise ConfigError(
-            "no mpiexec found: pip install 'skipjoin[mpich]' for an embedded one, "
+            "no mpiexec found: pip install mpich for an embedded one, "
             "or start it under your cluster's: mpirun -n 2 skipjoin serve"
         )
     return Path(found)

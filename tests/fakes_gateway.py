@@ -59,6 +59,9 @@ class FakeStream:
         self._engine = engine
         self._number = number
 
+    def finish(self) -> None:
+        self.aborted.set()
+
     def abort(self) -> None:
         self.aborted.set()
 

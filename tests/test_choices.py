@@ -25,6 +25,9 @@ class Stream:
             await asyncio.sleep(0)
             yield chunk
 
+    def finish(self) -> None:
+        self.aborts += 1
+
     def abort(self) -> None:
         self.aborts += 1
 

@@ -248,7 +248,7 @@ def test_a_plain_request_whose_client_goes_away_is_aborted(tiny: str, tmp_path: 
 
 def test_the_trace_comes_when_it_is_asked_for(tiny: str, tmp_path: Path) -> None:
     with running(skipjoin(tiny, "--threads", "1"), tmp_path / "log") as server:
-        body = {"prompt": "hello", "max_tokens": 5, "ignore_eos": True}
+        body = {"prompt": "hello", "max_tokens": 5, "ignore_eos": True, "temperature": 0}
         headers = {"x-skipjoin-trace": "1"}
         answer = httpx.post(f"{server.url}/completions", json=body, headers=headers, trust_env=False).json()
         assert answer["x_sched"]["iterations"] == 5
@@ -258,6 +258,11 @@ def test_the_trace_comes_when_it_is_asked_for(tiny: str, tmp_path: Path) -> None
         ).text
         last = json.loads(streamed.strip().split("\n\n")[-2].removeprefix("data: "))
         assert last["x_sched"]["iterations"] == 5
+        stopped = {**body, "max_tokens": 200, "stop": answer["choices"][0]["text"][1:3], "temperature": 0}
+        answer = httpx.post(f"{server.url}/completions", json=stopped, headers=headers, trust_env=False).json()
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        assert 2 <= answer["x_sched"]["iterations"] < 200
+        assert server.metric("skipjoin_aborted_total") == 0
 
 
 def test_when_the_parent_is_killed_the_world_ends(tiny: str, tmp_path: Path) -> None:

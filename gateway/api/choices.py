@@ -30,8 +30,12 @@ class Choice:
         stops: StopMatcher,
         meter: JobMeter,
         min_tokens: int = 0,
+        awaits_trace: bool = False,
     ) -> None:
-        """Stop strings in the text of the first `min_tokens` tokens do not count."""
+        """Stop strings in the text of the first `min_tokens` tokens do not count.
+
+        awaits_trace: after a stop string, wait for the engine's last chunk, which takes up to an iteration.
+        """
         self.index = index
         self.num_tokens = 0
         self.finish_reason: Finish | None = None
@@ -42,6 +46,7 @@ class Choice:
         self._stops = stops
         self._meter = meter
         self._min_tokens = min_tokens
+        self._awaits_trace = awaits_trace
         self._ended = False
 
     async def next(self) -> Chunk:
@@ -63,8 +68,9 @@ class Choice:
         if chunk.finish_reason is not None and not self._stops.stopped:
             text += self._stops.push(self._detokenizer.flush())
         if self._stops.stopped:
-            self._stream.abort()
-            self._finish("stop", chunk)
+            self._stream.finish()
+            if chunk.finish_reason is not None or not self._awaits_trace:
+                self._finish("stop", chunk)
         elif chunk.finish_reason is not None:
             assert chunk.finish_reason != "error", chunk
             text += self._stops.flush()
@@ -128,7 +134,7 @@ class Choices:
         return Usage(self._prompt_tokens, completion_tokens, self._prompt_tokens + completion_tokens)
 
     def traces(self) -> Traces:
-        """One choice: its trace; more: theirs, in order. None for a choice that a stop string ended."""
+        """One choice: its trace; more: theirs, in order."""
         traces = [choice.trace for choice in self._choices]
         return traces[0] if len(traces) == 1 else traces
 

@@ -27,10 +27,10 @@ async def respond(
     service: Service, request: Request, body: SamplingRequest, jobs: list[Generation], dialect: Dialect
 ) -> Response:
     """Start `jobs`, and answer with what they make. Raises QueueFull, Unavailable, ApiError, ClientDisconnect."""
-    choices = _start(service, body, jobs, dialect)
+    include_trace = request.headers.get(TRACE_HEADER) == "1"
+    choices = _start(service, body, jobs, dialect, include_trace)
     stream = bool(body.stream)
     letterhead = Letterhead.new(dialect, service.served_name, service.fingerprint, stream=stream)
-    include_trace = request.headers.get(TRACE_HEADER) == "1"
     if stream:
         answer = StreamedAnswer(choices, dialect, letterhead, body.wants_usage_chunk, include_trace)
         return StreamResponse(answer, service.config.ping_interval)
@@ -45,7 +45,9 @@ async def respond(
     return Response(letterhead.write(records, choices.usage(), x_sched), media_type="application/json")
 
 
-def _start(service: Service, body: SamplingRequest, jobs: list[Generation], dialect: Dialect) -> Choices:
+def _start(
+    service: Service, body: SamplingRequest, jobs: list[Generation], dialect: Dialect, awaits_trace: bool
+) -> Choices:
     stops = StopStrings(body.stop_strings())
     streams = service.engine.submit(jobs)
     choices = [
@@ -56,6 +58,7 @@ def _start(service: Service, body: SamplingRequest, jobs: list[Generation], dial
             stops=stops.matcher(),
             meter=service.metrics.job(dialect.endpoint),
             min_tokens=job.min_tokens,
+            awaits_trace=awaits_trace,
         )
         for index, (job, stream) in enumerate(zip(jobs, streams, strict=True))
     ]

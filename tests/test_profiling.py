@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+
+from common.config import Config
+from common.model_files import ModelFiles
+from common.records import Plan, Ready, Result
+from gateway.pipeline import Pools
+from gateway.profiling import Profiler, load_profile, profile_path, save_profile
+from gateway.scheduling.cost import Profile
+
+OFFER = Ready("here", "cpu, 2 threads", "fp32", 100, 2000, 2000)
+
+
+class TimedPipeline:
+    """Takes as long as its plans ask for, on a clock of its own."""
+
+    def __init__(self, disturbed: int = 0) -> None:
+        self.now = 0.0
+        self.plans: list[Plan] = []
+        self._disturbed = disturbed  # every n-th plan takes ten times as long
+
+    def run(self, plan: Plan) -> Result:
+        self.plans.append(plan)
+        seconds = 0.01 + 0.001 * sum(len(entry.tokens) for entry in plan.entries)
+        if self._disturbed and len(self.plans) % self._disturbed == 0:
+            seconds *= 10
+        self.now += seconds
+        return Result(plan.seq, [1] * len(plan.entries), 0.0, 0.0)
+
+
+def measure(pipeline: TimedPipeline, num_blocks: int = 1000, max_context: int = 512) -> Profile:
+    profiler = Profiler(pipeline, Config(), Pools(num_blocks, 0, 1), vocab_size=50, max_context=max_context)  # type: ignore[arg-type]
+    profile = profiler.measure(lambda share: None, clock=lambda: pipeline.now)
+    assert profiler.num_plans == len(pipeline.plans) == pipeline.plans[-1].seq
+    return profile
+
+
+def test_it_measures_prompts_that_fit_and_batches_up_to_the_limit() -> None:
+    profile = measure(TimedPipeline())
+    assert [tokens for tokens, _ in profile.prefill] == [16, 64, 256]
+    assert [jobs for jobs, _ in profile.decode] == [1, 4, 16]
+    assert profile.prefill_s(64) == pytest.approx(0.074)
+    assert profile.decode_s(4) == pytest.approx(0.014)
+
+
+def test_its_plans_are_ones_that_stages_can_run() -> None:
+    pipeline = TimedPipeline()
+    measure(pipeline, num_blocks=40)
+    for plan in pipeline.plans:
+        blocks = [block for entry in plan.entries for block in entry.blocks]
+        assert len(blocks) == len(set(blocks))
+        assert max(blocks) < 40
+        assert all(0 <= token < 50 for entry in plan.entries for token in entry.tokens)
+        assert all(16 * len(entry.blocks) >= entry.start + len(entry.tokens) for entry in plan.entries)
+
+
+def test_a_busy_machine_does_not_spoil_the_profile() -> None:
+    quiet, disturbed = measure(TimedPipeline()), measure(TimedPipeline(disturbed=3))
+    assert [seconds for _, seconds in disturbed.prefill] == pytest.approx([seconds for _, seconds in quiet.prefill])
+    assert [seconds for _, seconds in disturbed.decode] == pytest.approx([seconds for _, seconds in quiet.decode])
+
+
+def test_a_tiny_pool_is_measured_too() -> None:
+    profile = measure(TimedPipeline(), num_blocks=2, max_context=32)
+    assert [jobs for jobs, _ in profile.decode] == [1]
+
+
+def test_a_profile_is_kept_and_found_again(tmp_path: Path) -> None:
+    profile = Profile([(16, 0.1)], [(1, 0.05)])
+    path = tmp_path / "folder" / "profile.json"
+    assert load_profile(path) is None
+    save_profile(path, profile)
+    assert load_profile(path) == profile
+    path.write_text("{")
+    assert load_profile(path) is None
+
+
+def test_another_device_layout_or_model_has_another_profile(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes(b"1")
+    files = ModelFiles("gguf", model, "model")
+    other = Ready("here", "cpu, 1 thread", "fp32", 100, 2000, 2000)
+    paths = {
+        profile_path(files, Config(), [OFFER], tmp_path),
+        profile_path(files, Config(), [other], tmp_path),
+        profile_path(files, Config(), [OFFER, OFFER], tmp_path),
+        profile_path(files, Config(block_tokens=32), [OFFER], tmp_path),
+    }
+    model.write_bytes(b"12")
+    paths.add(profile_path(files, Config(), [OFFER], tmp_path))
+    assert len(paths) == 5
+    assert profile_path(files, Config(port=1234), [OFFER], tmp_path) in paths
