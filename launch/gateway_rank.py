@@ -119,7 +119,8 @@ class _Gateway:
         log.info("%s", describe(self._config, self._engine.cluster))
         host, port = self._listener.getsockname()[:2]
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/v1"
-        body = json.dumps({"messages": [{"role": "user", "content": "Why is the sky blue?"}], "stream": True})
+        question = {"role": "user", "content": "Why is the sky blue?"}
+        body = json.dumps({"messages": [question], "temperature": 0.2, "stream": True})
         print(f"Skipjoin serves {self._name} at {url}")
         print(f"  curl -N {url}/chat/completions -H 'content-type: application/json' -d '{body}'", flush=True)
 
