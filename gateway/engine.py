@@ -22,6 +22,7 @@ from gateway.pipeline import Interrupted, Pipeline, StageLost
 from gateway.scheduling.job import Job
 from gateway.scheduling.scheduler import Outcome, Scheduler
 from gateway.start_up import Cluster, Progress, start_up
+from gateway.statistics import Statistics
 from gateway.streams import JobStream
 
 log = logging.getLogger(__name__)
@@ -30,25 +31,6 @@ IDLE_LOOK_S = 0.1  # how often an idle engine looks for a worker's last words
 RESULT_LOOK_S = 0.01  # how often it looks for new jobs while a pipeline slot is free
 SURE_SHARE = 0.6  # of the time that an iteration should still take: not looked at earlier
 LONGEST_RETRY_S = 60.0
-
-
-@dataclass(slots=True)
-class Statistics:
-    """Counts since the start. Written by the engine thread, read by anybody."""
-
-    iterations: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    finished: int = 0
-    aborted: int = 0
-    failed: int = 0
-    preemptions: int = 0
-    recomputes: int = 0
-    offloaded_blocks: int = 0
-    uploaded_blocks: int = 0
-    busy_s: float = 0.0  # with a plan in flight
-    compute_s: float = 0.0  # in which the last stage computed
-    stalled_s: float = 0.0  # in which the last stage waited for copies
 
 
 @dataclass(slots=True)
@@ -89,6 +71,7 @@ class JobEngine:
         self._commands: deque[_Submit | _End] = deque()
         self._wake = threading.Event()
         self._stopping = False
+        self._closed = False  # nobody takes commands any more
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed: asyncio.Event | None = None
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
@@ -140,6 +123,8 @@ class JobEngine:
             raise QueueFull(self._retry_after_s())
         streams = [JobStream(self._finish, self._abort) for _ in generations]
         self._commands.extend(map(_Submit, streams, generations))
+        if self._closed:  # between the look at the state and now
+            raise Unavailable(self._state, self._retry_after_s())
         self._wake.set()
         return list(streams)
 
@@ -205,6 +190,7 @@ class JobEngine:
             log.exception("the engine failed")
         finally:
             self._set_state("lost" if self.failure else "draining")  # nobody is let in from here on
+            self._closed = True
             self._end_all(self.failure or "the server is shutting down")
             self._pipeline.stop()
 
@@ -328,6 +314,7 @@ class JobEngine:
         self._streams.clear()
         self._jobs.clear()
         self._hand_over([(stream, Chunk((), "error", why)) for stream in waiting])
+        self._notify()
 
     def _hand_over(self, chunks: list[tuple[JobStream, Chunk]]) -> None:
         """All of an iteration's tokens to the event loop, in one call."""

@@ -201,8 +201,8 @@ def test_greedy_tokens_equal_those_of_transformers(prompts: list[list[int]]) -> 
     assert tokens(ours) == theirs
 
 
-@pytest.mark.model
-@pytest.mark.timeout(600)
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_the_embedded_model_answers_the_same_on_every_schedule() -> None:
     jobs = [
         Generation(
