@@ -1,5 +1,6 @@
 """Paged attention against the dense one, job by job."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from common.records import Entry
 from worker.attention import paged
+from worker.attention.native import open_kernel
 from worker.attention.paged import PagedAttention, Scratch
 from worker.copier import open_copier
 from worker.inputs import build_inputs
 
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 SCALE = 0.3
+NATIVE = " native"
 LAYERS = 2
 
 
@@ -34,13 +38,15 @@ class Job:
 class World:
     """One cache and some jobs in it; `step` runs an iteration and checks every row of its output."""
 
-    def __init__(self, device: str, window: int | None, heads: int = 4, *, blocks: int = 64) -> None:
-        self.device = device
+    def __init__(self, backend: str, window: int | None, heads: int = 4, *, blocks: int = 64) -> None:
+        self.device = device = backend.removesuffix(NATIVE)
         self.window = window
         self.heads = heads
         self.cache = make_cache(device, num_layers=LAYERS, blocks=blocks, host_blocks=blocks)
         self.free = torch.randperm(blocks, generator=torch.Generator().manual_seed(1)).tolist()
         self.scratch = Scratch(self.cache)
+        self.kernel = open_kernel(self.cache) if backend.endswith(NATIVE) else None
+        assert self.kernel or not backend.endswith(NATIVE), "no C compiler"
         self.jobs: list[Job] = []
 
     def add(self, *lengths: int) -> list[Job]:
@@ -63,7 +69,7 @@ class World:
         """Compute the next `count` tokens of each job in one batch."""
         entries = [Entry(i, job.done, [0] * count, job.blocks, None) for i, (job, count) in enumerate(shares)]
         inputs = build_inputs(entries, BLOCK_TOKENS, torch.device(self.device))
-        attention = PagedAttention(self.cache, self.scratch, inputs)
+        attention = PagedAttention(self.cache, self.scratch, self.kernel, inputs)
         spans = [(job, slice(job.done, job.done + count)) for job, count in shares]
         for layer in range(LAYERS):
             q, k, v = (torch.cat([getattr(job, name)[layer, span] for job, span in spans]) for name in "qkv")
@@ -78,37 +84,43 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=[*DEVICES, pytest.param("cpu" + NATIVE, marks=needs_compiler)])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Where attention runs: a device, with torch alone or with the native kernel."""
+    return str(request.param)
+
+
 @pytest.fixture(params=[None, 1, 5, 16], ids=lambda window: f"window={window}")
 def window(request: pytest.FixtureRequest) -> int | None:
     return request.param
 
 
 @pytest.mark.parametrize("heads", [2, 4, 6])
-def test_a_prompt_and_its_tokens_equal_dense_attention(device: str, window: int | None, heads: int) -> None:
-    world = World(device, window, heads)
+def test_a_prompt_and_its_tokens_equal_dense_attention(backend: str, window: int | None, heads: int) -> None:
+    world = World(backend, window, heads)
     (job,) = world.add(20)
     world.step((job, 9))
     for _ in range(11):
         world.step((job, 1))
 
 
-def test_chunks_of_any_size_equal_dense_attention(device: str, window: int | None) -> None:
-    world = World(device, window)
+def test_chunks_of_any_size_equal_dense_attention(backend: str, window: int | None) -> None:
+    world = World(backend, window)
     (job,) = world.add(40)
     for count in (3, 7, 1, 14, 2, 13):
         world.step((job, count))
 
 
-def test_long_chunks_are_attended_in_parts(device: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_chunks_are_attended_in_parts(backend: str, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paged, "_CHUNK_QUERIES", 4)
-    world = World(device, window)
+    world = World(backend, window)
     (job,) = world.add(40)
     for count in (5, 22, 13):
         world.step((job, count))
 
 
-def test_prompts_chunks_and_decoding_jobs_mix_in_one_batch(device: str, window: int | None) -> None:
-    world = World(device, window)
+def test_prompts_chunks_and_decoding_jobs_mix_in_one_batch(backend: str, window: int | None) -> None:
+    world = World(backend, window)
     prompt, chunked, short, long = world.add(10, 30, 8, 50)
     world.step((chunked, 11), (short, 3), (long, 40))
     world.step((short, 1), (prompt, 9), (long, 1), (chunked, 12))
@@ -116,18 +128,18 @@ def test_prompts_chunks_and_decoding_jobs_mix_in_one_batch(device: str, window: 
 
 
 def test_jobs_of_very_different_length_decode_together(
-    device: str, window: int | None, monkeypatch: pytest.MonkeyPatch
+    backend: str, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paged, "_PADDING_SLOTS", 20)
-    world = World(device, window)
+    world = World(backend, window)
     jobs = world.add(3, 70, 5, 64, 4, 12, 33)
     world.step(*((job, job.q.shape[1] - 2) for job in jobs))
     for _ in range(2):
         world.step(*((job, 1) for job in jobs))
 
 
-def test_blocks_moved_through_host_memory_to_other_places_hold_the_same_job(device: str) -> None:
-    world = World(device, None)
+def test_blocks_moved_through_host_memory_to_other_places_hold_the_same_job(backend: str) -> None:
+    world = World(backend, None)
     moved, other = world.add(30, 30)
     world.step((moved, 17), (other, 17))
     copier = open_copier(world.cache)
@@ -143,8 +155,8 @@ def test_blocks_moved_through_host_memory_to_other_places_hold_the_same_job(devi
     copier.close()
 
 
-def test_stale_numbers_behind_a_jobs_end_do_not_matter(device: str) -> None:
-    world = World(device, 5)
+def test_stale_numbers_behind_a_jobs_end_do_not_matter(backend: str) -> None:
+    world = World(backend, 5)
     jobs = world.add(6, 13)
     world.cache.device.fill_(1e4)
     world.step(*((job, 5) for job in jobs))
@@ -152,8 +164,8 @@ def test_stale_numbers_behind_a_jobs_end_do_not_matter(device: str) -> None:
         world.step(*((job, 1) for job in jobs))
 
 
-def test_a_job_of_nan_keys_does_not_spoil_its_neighbours_or_the_next_owner(device: str) -> None:
-    world = World(device, None, blocks=12)
+def test_a_job_of_nan_keys_does_not_spoil_its_neighbours_or_the_next_owner(backend: str) -> None:
+    world = World(backend, None, blocks=12)
     sick, healthy = world.add(10, 12)
     sick.k[:] = torch.nan
     sick.v[:] = torch.inf
@@ -161,9 +173,9 @@ def test_a_job_of_nan_keys_does_not_spoil_its_neighbours_or_the_next_owner(devic
     inputs = build_inputs(
         [Entry(0, 0, [0] * 9, sick.blocks, None), Entry(1, 0, [0] * 9, healthy.blocks, None)],
         BLOCK_TOKENS,
-        torch.device(device),
+        torch.device(world.device),
     )
-    attention = PagedAttention(world.cache, world.scratch, inputs)
+    attention = PagedAttention(world.cache, world.scratch, world.kernel, inputs)
     for layer in range(LAYERS):
         q, k, v = (torch.cat((getattr(sick, n)[layer, :9], getattr(healthy, n)[layer, :9])) for n in "qkv")
         out = attention(layer, q, k, v, scale=SCALE, window=None)
@@ -175,8 +187,8 @@ def test_a_job_of_nan_keys_does_not_spoil_its_neighbours_or_the_next_owner(devic
     world.step((heir, 1), (healthy, 1))
 
 
-def test_queries_that_are_slices_of_a_joined_projection_are_fine(device: str) -> None:
-    world = World(device, None)
+def test_queries_that_are_slices_of_a_joined_projection_are_fine(backend: str) -> None:
+    world = World(backend, None)
     (job,) = world.add(6)
     job.q = torch.cat((job.q, job.k), 2)[:, :, : world.heads]
     assert not job.q[0].is_contiguous()
@@ -202,7 +214,8 @@ def test_sixteen_bit_decoding_is_as_exact_as_its_inputs(device: str, dtype: torc
     scratch = Scratch(rounded.cache)
     for start, count in ((0, 20), (20, 9), (29, 1)):
         entry = Entry(0, start, [0] * count, job.blocks, None)
-        attention = PagedAttention(rounded.cache, scratch, build_inputs([entry], BLOCK_TOKENS, torch.device(device)))
+        inputs = build_inputs([entry], BLOCK_TOKENS, torch.device(device))
+        attention = PagedAttention(rounded.cache, scratch, None, inputs)
         span = slice(start, start + count)
         out = attention(0, q[span], k[span], v[span], scale=SCALE, window=None)
         torch.testing.assert_close(out.float(), expected[span], atol=2e-2, rtol=2e-2)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from common.records import Entry, Plan, Result
 from common.topology import Stage
+from worker.attention.native import open_kernel
 from worker.attention.paged import PagedAttention, Scratch
 from worker.copier import Copies
 from worker.inputs import Inputs, build_inputs
@@ -30,6 +31,7 @@ class Runner:
         self._timeout_s = timeout_s
         self._device = cache.torch_device
         self._scratch = Scratch(cache)
+        self._kernel = open_kernel(cache)
 
     @torch.inference_mode()
     def run(self, plan: Plan, copies: Copies) -> Result | None:
@@ -69,7 +71,8 @@ class Runner:
     def _forward(self, x: Tensor, inputs: Inputs | None) -> Tensor:
         if inputs is None:
             return self._zeros(1)
-        return self._model.forward(x, inputs.positions, PagedAttention(self._cache, self._scratch, inputs))
+        attention = PagedAttention(self._cache, self._scratch, self._kernel, inputs)
+        return self._model.forward(x, inputs.positions, attention)
 
     def _sample(self, hidden: Tensor, inputs: Inputs | None, entries: list[Entry]) -> list[int | None]:
         """One answer per entry. Returns when the device is done."""

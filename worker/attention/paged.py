@@ -1,19 +1,22 @@
-"""Attention over the paged cache in plain torch, for any mixture of prompts, chunks of prompts and decoding jobs.
+"""Attention over the paged cache, for any mixture of prompts, chunks of prompts and decoding jobs.
 
 Decoding jobs are gathered from their blocks, a few jobs of similar length at a time, and attended with one batched
-product. Prompts go through torch's fused attention, one job at a time. Query heads that share a KV head are rows of
-one matrix, so keys and values are never repeated.
+product; where there is a native kernel it attends to all of them, and this is its reference. Prompts go through
+torch's fused attention, one job at a time. Query heads that share a KV head are rows of one matrix, so keys and values
+are never repeated.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worker.attention.native import Kernel
 from worker.inputs import Inputs, Ints, Segment, to_device
 from worker.kv_cache import Gather, KvCache
 
@@ -38,6 +41,12 @@ class Scratch:
         return self._memory[:size]
 
 
+class _Decoding(Protocol):
+    """Decoding jobs whose rows of `out` are filled together. q, out: [tokens, kv_heads, group, head_dim]."""
+
+    def attend(self, layer: int, q: Tensor, out: Tensor, scale: float) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Bucket:
     """Decoding jobs that are gathered and attended together."""
@@ -45,6 +54,10 @@ class _Bucket:
     rows: slice | Tensor  # their rows in the batch
     context: Gather
     mask: Tensor  # [jobs, kv_heads, 1, slots] 0 or -inf
+
+    def attend(self, layer: int, q: Tensor, out: Tensor, scale: float) -> None:
+        self.context.read(layer)
+        out[self.rows] = _decode(q[self.rows], self.context.keys, self.context.values, self.mask, scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +73,7 @@ class _Chunk:
 class _Layout:
     """The batch as one window size sees it."""
 
-    buckets: list[_Bucket]
+    decoding: Sequence[_Decoding]
     whole: list[slice]  # prompts from their first token on, which need nothing from the cache
     chunks: list[_Chunk]
 
@@ -68,8 +81,9 @@ class _Layout:
 class PagedAttention:
     """The attention of one iteration; what depends on the batch alone is computed once for all layers."""
 
-    def __init__(self, cache: KvCache, scratch: Scratch, inputs: Inputs) -> None:
+    def __init__(self, cache: KvCache, scratch: Scratch, kernel: Kernel | None, inputs: Inputs) -> None:
         self._cache = cache
+        self._kernel = kernel
         self._scratch = scratch
         self._segments = inputs.segments
         self._device = inputs.slots.device
@@ -82,8 +96,8 @@ class PagedAttention:
         tokens, heads, head_dim = q.shape
         grouped = q.view(tokens, k.shape[1], -1, head_dim)  # [tokens, kv_heads, group, head_dim]
         out = q.new_empty(grouped.shape)
-        for bucket in layout.buckets:
-            out[bucket.rows] = _decode(layer, bucket, grouped[bucket.rows], scale)
+        for jobs in layout.decoding:
+            jobs.attend(layer, grouped, out, scale)
         for rows in layout.whole:
             out[rows] = _prompt(grouped[rows], k[rows].transpose(0, 1), v[rows].transpose(0, 1), None, scale)
         for chunk in layout.chunks:
@@ -94,16 +108,21 @@ class PagedAttention:
 
     def _lay_out(self, window: int) -> _Layout:
         decoding: list[Segment] = []
-        layout = _Layout([], [], [])
+        whole: list[slice] = []
+        chunks: list[_Chunk] = []
         for segment in self._segments:
             if segment.count == 1:
                 decoding.append(segment)
             elif segment.start == 0 and segment.count <= window:
-                layout.whole.append(slice(segment.first, segment.first + segment.count))
+                whole.append(slice(segment.first, segment.first + segment.count))
             else:
-                layout.chunks.extend(self._chunks(segment, window))
-        layout.buckets.extend(self._bucket(jobs, window) for jobs in _similar(decoding, window))
-        return layout
+                chunks.extend(self._chunks(segment, window))
+        return _Layout(self._decoding(decoding, window), whole, chunks)
+
+    def _decoding(self, jobs: list[Segment], window: int) -> Sequence[_Decoding]:
+        if self._kernel is None:
+            return [self._bucket(similar, window) for similar in _similar(jobs, window)]
+        return [self._kernel.prepare(jobs, window)] if jobs else []
 
     def _bucket(self, jobs: list[Segment], window: int) -> _Bucket:
         block_tokens = self._cache.block_tokens
@@ -167,14 +186,12 @@ def _similar(jobs: list[Segment], window: int) -> list[list[Segment]]:
     return [sorted(bucket, key=lambda s: s.first) for bucket in buckets]
 
 
-def _decode(layer: int, bucket: _Bucket, q: Tensor, scale: float) -> Tensor:
+def _decode(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attend from one token per job. q: [jobs, kv_heads, group, head_dim]; returns the same shape."""
-    bucket.context.read(layer)
-    keys, values = bucket.context.keys, bucket.context.values
     if q.dtype != torch.float32:  # Fused, because scores must not be rounded to 16 bits.
-        return F.scaled_dot_product_attention(q, keys, values, attn_mask=bucket.mask, scale=scale)
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
     transposed = keys.flatten(0, 1).transpose(1, 2)  # [jobs * kv_heads, head_dim, slots]
-    scores = torch.baddbmm(bucket.mask.flatten(0, 1), q.flatten(0, 1), transposed, alpha=scale)
+    scores = torch.baddbmm(mask.flatten(0, 1), q.flatten(0, 1), transposed, alpha=scale)
     return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(q.shape)
 
 

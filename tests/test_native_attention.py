@@ -1,0 +1,154 @@
+"""The native kernel against the plain path, how it is compiled, and what happens where it cannot be."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fakes_worker import SPEC
+from torch import Tensor
+
+from common.records import Entry
+from worker.attention.native import Kernel, open_kernel
+from worker.attention.paged import PagedAttention, Scratch
+from worker.inputs import build_inputs
+from worker.kv_cache import KvCache
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+LAYERS, BLOCKS = 2, 80
+LENGTHS = [1, 2, 15, 16, 17, 33, 100, 319]
+COMPILE = """
+import torch
+from fakes_worker import make_cache
+from worker.attention.native import open_kernel
+assert open_kernel(make_cache()) is not None
+"""
+
+
+def random_cache(
+    *, kv_heads: int = 3, head_dim: int = 64, block_tokens: int = 16, dtype: torch.dtype = torch.float32
+) -> KvCache:
+    cache = KvCache(
+        replace(SPEC, num_kv_heads=kv_heads, head_dim=head_dim),
+        num_layers=LAYERS,
+        block_tokens=block_tokens,
+        num_device_blocks=BLOCKS * 16 // block_tokens,
+        num_host_blocks=0,
+        device=torch.device("cpu"),
+        dtype=dtype,
+    )
+    cache.device.normal_(generator=torch.Generator().manual_seed(3))
+    return cache
+
+
+def entries(cache: KvCache, lengths: list[int]) -> list[Entry]:
+    """Decoding jobs whose contexts have `lengths`, their own token with them, on scattered blocks."""
+    free = torch.randperm(len(cache.device), generator=torch.Generator().manual_seed(4)).tolist()
+    needed = [-(-length // cache.block_tokens) for length in lengths]
+    return [
+        Entry(i, length - 1, [0], [free.pop() for _ in range(blocks)], None)
+        for i, (length, blocks) in enumerate(zip(lengths, needed, strict=True))
+    ]
+
+
+def attend(
+    cache: KvCache, kernel: Kernel | None, batch: list[Entry], *, group: int = 3, window: int | None = None
+) -> Tensor:
+    """One layer's attention of random queries, the same for the same job: [jobs, heads * head_dim]."""
+    shape = (group + 2, cache.kv_heads, cache.head_dim)
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(e.job_id)) for e in batch]
+    q, k, v = torch.stack(rows).split((group, 1, 1), 1)  # [jobs, group | 1 | 1, kv_heads, head_dim]
+    attention = PagedAttention(
+        cache, Scratch(cache), kernel, build_inputs(batch, cache.block_tokens, cache.torch_device)
+    )
+    heads = q.transpose(1, 2).flatten(1, 2)
+    return attention(1, heads, k.squeeze(1), v.squeeze(1), scale=0.3, window=window)
+
+
+@pytest.mark.parametrize("window", [None, 1, 40])
+@pytest.mark.parametrize("block_tokens", [1, 12, 16, 32])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 80), (8, 8)])
+def test_it_equals_the_plain_path(group: int, head_dim: int, block_tokens: int, window: int | None) -> None:
+    cache = random_cache(head_dim=head_dim, block_tokens=block_tokens)
+    batch = entries(cache, LENGTHS)
+    expected = attend(cache, None, batch, group=group, window=window)
+    actual = attend(cache, open_kernel(cache), batch, group=group, window=window)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_scores_of_any_size_are_as_exact_as_in_the_plain_path() -> None:
+    cache = random_cache()
+    cache.device[:, :, 0] *= 100.0
+    batch = entries(cache, LENGTHS)
+    torch.testing.assert_close(
+        attend(cache, open_kernel(cache), batch), attend(cache, None, batch), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_a_jobs_numbers_are_the_same_bits_in_any_batch() -> None:
+    cache = random_cache()
+    kernel, batch = open_kernel(cache), entries(cache, LENGTHS)
+    together = attend(cache, kernel, batch)
+    alone = torch.cat([attend(cache, kernel, [entry]) for entry in batch])
+    assert torch.equal(attend(cache, kernel, batch[::-1]).flip(0), together)
+    assert torch.equal(alone, together)
+
+
+def test_nan_in_the_blocks_of_others_and_behind_a_jobs_end_does_not_leak() -> None:
+    cache = random_cache()
+    kernel, batch = open_kernel(cache), entries(cache, [5, 40, 60])
+    expected = attend(cache, kernel, batch)
+    for entry in batch:
+        cache.device[entry.blocks[-1], :, :, :, (entry.start + 1) % cache.block_tokens :] = torch.nan
+    cache.device[batch[1].blocks] = torch.nan
+    actual = attend(cache, kernel, batch)
+    assert torch.equal(actual[[0, 2]], expected[[0, 2]])
+    assert actual[1].isnan().all()
+
+
+def test_its_threads_are_those_of_torch() -> None:
+    cache = random_cache()
+    attend(cache, open_kernel(cache), entries(cache, LENGTHS))
+    libraries = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "omp" in line}
+    assert len([name for name in libraries if Path(name).name.startswith(("libgomp", "libomp", "libiomp"))]) == 1
+
+
+def test_without_a_compiler_torch_does_it_and_the_log_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    with caplog.at_level(logging.INFO):
+        assert open_kernel(random_cache()) is None
+    assert "no C compiler" in caplog.text
+
+
+def test_a_compiler_that_fails_is_quoted_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'no such luck' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        assert open_kernel(random_cache()) is None
+    assert "no such luck" in caplog.text
+
+
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 64), (torch.float32, 20)])
+def test_other_types_and_odd_heads_are_left_to_torch(dtype: torch.dtype, head_dim: int) -> None:
+    assert open_kernel(random_cache(dtype=dtype, head_dim=head_dim)) is None
+
+
+def test_processes_that_compile_at_the_same_time_leave_one_library(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    command = [sys.executable, "-c", COMPILE]
+    processes = [subprocess.Popen(command, cwd=root, env=environment) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert [path.suffix for path in (tmp_path / "skipjoin" / "kernels").iterdir()] == [".so"]
