@@ -28,6 +28,8 @@ _SOURCE = Path(__file__).with_name("decode.c")
 _FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
 _COMPILE_TIMEOUT_S = 60.0
 _WIDTH = 8  # numbers of a vector in decode.c
+# Numbers of keys up to which one thread is as fast as several, and keeps off cores that others use (measured).
+_ONE_THREAD = 2**15
 
 _Decode = Callable[..., None]
 
@@ -67,13 +69,14 @@ class Kernel:
         table = (_Job * len(jobs))(
             *(_Job(s.first, max(s.end - window, 0), s.end, s.blocks.ctypes.data) for s in longest_first)
         )
+        numbers = sum(min(s.end, window) for s in jobs) * cache.kv_heads * cache.head_dim
         batch = _Batch(
             num_jobs=len(jobs),
             kv_heads=cache.kv_heads,
             head_dim=cache.head_dim,
             block_tokens=cache.block_tokens,
             block_stride=cache.device.stride(0),
-            threads=torch.get_num_threads(),
+            threads=torch.get_num_threads() if numbers > _ONE_THREAD else 1,
             jobs=ctypes.addressof(table),
         )
         return NativeDecode(self._decode, cache.device, batch, (table, jobs))
