@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from gateway.scheduling.job import Job, Residence
 
 # Jobs without KV that may be passed over for memory in one turn before the turn stops looking at more of them.
-LOOKAHEAD = 32
+LOOKAHEAD = 16
 # Turns that a job can be passed over before nobody behind it may start: smaller jobs must not starve it.
 PATIENCE = 64
 
