@@ -278,7 +278,6 @@ class JobEngine:
 
     def _chunk(self, outcome: Outcome, now: float) -> Chunk:
         tokens = () if outcome.token is None else (outcome.token,)
-        self.statistics.output_tokens += len(tokens)
         if outcome.finish_reason is None:
             return Chunk(tokens)
         error = None
@@ -296,7 +295,6 @@ class JobEngine:
         statistics.failed += job.finish_reason == "error"
         statistics.preemptions += counts.preemptions
         statistics.recomputes += counts.recomputes
-        statistics.prompt_tokens += len(job.generation.prompt)
         if self._last_finish is not None:
             self._service_s += 0.1 * (now - self._last_finish - self._service_s)
         self._last_finish = now

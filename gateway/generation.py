@@ -25,7 +25,6 @@ class Generation:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    fixed_length: bool = False  # the output is exactly max_tokens long (ignore_eos); what the srpt oracle knows
 
 
 class SchedulingTrace(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,6 @@ class Statistics:
     """Counts since the start. Written by the engine thread, read by anybody."""
 
     iterations: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
     finished: int = 0
     aborted: int = 0
     failed: int = 0

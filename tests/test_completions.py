@@ -88,7 +88,7 @@ def test_the_extras_of_other_servers_reach_the_engine() -> None:
     with client_of(engine) as client:
         answer = client.completions.create(model=NAME, prompt="x", max_tokens=4, extra_body=extras)
     [job] = engine.jobs
-    assert (job.top_k, job.min_p, job.repetition_penalty, job.min_tokens, job.fixed_length) == (5, 0.1, 1.2, 2, True)
+    assert (job.top_k, job.min_p, job.repetition_penalty, job.min_tokens) == (5, 0.1, 1.2, 2)
     assert texts(answer) == ["aba"]
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 4  # ignore_eos makes the end token one like the others

@@ -96,9 +96,9 @@ def test_more_tokens_at_least_than_at_most_are_refused() -> None:
 
 def test_ignoring_the_end_fixes_the_length() -> None:
     [job] = jobs(ignore_eos=True, max_tokens=5)
-    assert (job.stop_tokens, job.fixed_length) == (frozenset(), True)
+    assert job.stop_tokens == frozenset()
     [job] = jobs(ignore_eos=True, max_tokens=5, stop=["x"])
-    assert (job.stop_tokens, job.fixed_length) == (frozenset(), False)
+    assert job.stop_tokens == frozenset()
 
 
 def test_choices_have_seeds_of_their_own_and_the_first_has_the_clients() -> None:
@@ -128,7 +128,7 @@ def test_an_oracle_needs_to_know_lengths() -> None:
         asked = request(**fields)
         return generations(service(policy="srpt"), asked, [PROMPT], OutputLength(asked.max_tokens, "max_tokens", 16))
 
-    assert ask(ignore_eos=True, max_tokens=5)[0].fixed_length
+    assert ask(ignore_eos=True, max_tokens=5)[0].max_tokens == 5
     for fields in ({}, {"ignore_eos": True}, {"max_tokens": 5}, {"ignore_eos": True, "max_tokens": 5, "stop": "x"}):
         assert "srpt" in error_of(lambda fields=fields: ask(**fields))["message"]
 

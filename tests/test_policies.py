@@ -18,7 +18,7 @@ def drive(policy: Policy) -> Drive:
     cost = LinearCost(decode=1.0, prefill_per_token=1.0)
     drive = Drive(scheduler(cost, policy=policy, max_batch_jobs=1, aging=0.0), cost)
     for job_id, (prompt, output) in JOBS.items():
-        drive.submit(job_id, prompt, output, fixed_length=True)
+        drive.submit(job_id, prompt, output)
     drive.run()
     return drive
 

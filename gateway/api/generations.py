@@ -106,5 +106,4 @@ def _generation(
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
-        fixed_length=bool(request.ignore_eos) and not request.stop_strings(),
     )

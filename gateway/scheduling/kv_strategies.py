@@ -6,7 +6,6 @@ A strategy decides who moves; the scheduler moves them. Decisions read jobs, lin
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Protocol
 
 from common.config import KvStrategy as StrategyName
 from gateway.scheduling.arrivals import ArrivalRate
@@ -33,23 +32,6 @@ class Moves:
     drop: list[Job] = field(default_factory=list)
 
 
-class KvStrategy(Protocol):
-    copies_first: bool  # batches wait for their copies
-    runs_from_host: bool  # a job on the host may be put into a batch, its upload with it
-
-    def may_start(self, job: Job, turn: Turn) -> bool:
-        """Whether a job that never ran may start, as far as memory is concerned."""
-        ...
-
-    def room_now(self, job: Job, missing: int, turn: Turn) -> list[Job]:
-        """Jobs to drop so that `missing` blocks are free at once; empty if that cannot be."""
-        ...
-
-    def moves(self, turn: Turn, outlook: Callable[[], Outlook]) -> Moves:
-        """What to copy beside this turn's batch; called after the batch was made."""
-        ...
-
-
 class Memory:
     """What all strategies look at."""
 
@@ -72,20 +54,33 @@ class Memory:
         return needed <= free or nobody
 
 
-class Proactive:
-    """Offload who runs last before memory is full, upload who runs next before it runs; compute never waits."""
+class KvStrategy:
+    """Leaves all KV where it is; a strategy overrides what it does differently."""
 
-    copies_first = False
-    runs_from_host = False
+    copies_first = False  # batches wait for their copies
+    runs_from_host = False  # a job on the host may be put into a batch, its upload with it
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
     def may_start(self, job: Job, turn: Turn) -> bool:
-        return self._memory.holds_started_jobs(job, turn)
+        """Whether a job that never ran may start, as far as memory is concerned."""
+        return True
 
     def room_now(self, job: Job, missing: int, turn: Turn) -> list[Job]:
+        """Jobs to drop so that `missing` blocks are free at once; empty if that cannot be."""
         return []
+
+    def moves(self, turn: Turn, outlook: Callable[[], Outlook]) -> Moves:
+        """What to copy beside this turn's batch; called after the batch was made."""
+        return Moves()
+
+
+class Proactive(KvStrategy):
+    """Offload who runs last before memory is full, upload who runs next before it runs; compute never waits."""
+
+    def may_start(self, job: Job, turn: Turn) -> bool:
+        return self._memory.holds_started_jobs(job, turn)
 
     def moves(self, turn: Turn, outlook: Callable[[], Outlook]) -> Moves:
         queue, ledger = self._memory.queue, self._memory.ledger
@@ -148,20 +143,14 @@ class Proactive:
             deficit -= size
 
 
-class Reactive:
+class Reactive(KvStrategy):
     """Copy on the critical path: move KV only when a job is to run, and let the batch wait for it."""
 
     copies_first = True
     runs_from_host = True
 
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-
     def may_start(self, job: Job, turn: Turn) -> bool:
         return self._memory.holds_started_jobs(job, turn)
-
-    def room_now(self, job: Job, missing: int, turn: Turn) -> list[Job]:
-        return []
 
     def moves(self, turn: Turn, outlook: Callable[[], Outlook]) -> Moves:
         moves = Moves()
@@ -186,17 +175,8 @@ class Reactive:
         return moves
 
 
-class Recompute:
+class Recompute(KvStrategy):
     """Drop the KV of the last in order, and compute it again when the job's turn comes."""
-
-    copies_first = False
-    runs_from_host = False
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
-
-    def may_start(self, job: Job, turn: Turn) -> bool:
-        return True
 
     def room_now(self, job: Job, missing: int, turn: Turn) -> list[Job]:
         victims: list[Job] = []
@@ -208,18 +188,9 @@ class Recompute:
                 missing -= len(victim.device_blocks)
         return victims if missing <= 0 else []
 
-    def moves(self, turn: Turn, outlook: Callable[[], Outlook]) -> Moves:
-        return Moves()
 
-
-class Defer:
+class Defer(KvStrategy):
     """Start a job only when the device can hold it to its longest end; nothing ever moves."""
-
-    copies_first = False
-    runs_from_host = False
-
-    def __init__(self, memory: Memory) -> None:
-        self._memory = memory
 
     def may_start(self, job: Job, turn: Turn) -> bool:
         starting = [other for other in turn.batch if other.residence is Residence.NOWHERE]
@@ -228,12 +199,6 @@ class Defer:
 
     def _longest(self, job: Job) -> int:
         return self._memory.ledger.blocks_for(len(job.generation.prompt) + job.generation.max_tokens)
-
-    def room_now(self, job: Job, missing: int, turn: Turn) -> list[Job]:
-        return []
-
-    def moves(self, turn: Turn, outlook: Callable[[], Outlook]) -> Moves:
-        return Moves()
 
 
 STRATEGIES: dict[StrategyName, Callable[[Memory], KvStrategy]] = {
