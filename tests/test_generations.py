@@ -94,10 +94,8 @@ def test_more_tokens_at_least_than_at_most_are_refused() -> None:
     assert error_of(lambda: jobs(min_tokens=18))["param"] == "min_tokens"
 
 
-def test_ignoring_the_end_fixes_the_length() -> None:
+def test_ignoring_the_end_leaves_no_stop_tokens() -> None:
     [job] = jobs(ignore_eos=True, max_tokens=5)
-    assert job.stop_tokens == frozenset()
-    [job] = jobs(ignore_eos=True, max_tokens=5, stop=["x"])
     assert job.stop_tokens == frozenset()
 
 

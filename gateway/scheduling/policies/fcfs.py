@@ -3,11 +3,10 @@
 from itertools import count
 
 from gateway.scheduling.job import Job, Rank
-from gateway.scheduling.policies.policy import Outlook, by_position
-from gateway.scheduling.queue import JobQueue
+from gateway.scheduling.policies.policy import Policy
 
 
-class FirstComeFirstServed:
+class FirstComeFirstServed(Policy):
     def __init__(self) -> None:
         self._sequence = count()
 
@@ -16,12 +15,3 @@ class FirstComeFirstServed:
 
     def charge(self, job: Job, elapsed_s: float, next_s: float, now: float) -> Rank:
         return job.rank
-
-    def promotions(self, now: float, active: int) -> list[tuple[Job, Rank]]:
-        return []
-
-    def opens(self, num_started: int) -> bool:
-        return True
-
-    def outlook(self, queue: JobQueue, now: float) -> Outlook:
-        return by_position(queue)

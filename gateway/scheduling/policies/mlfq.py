@@ -6,14 +6,14 @@ from gateway.scheduling.aging import Aging
 from gateway.scheduling.cost import CostModel
 from gateway.scheduling.job import Job, Rank
 from gateway.scheduling.levels import Levels
-from gateway.scheduling.policies.policy import Outlook
+from gateway.scheduling.policies.policy import Outlook, Policy
 from gateway.scheduling.queue import JobQueue
 
 # A promoted job keeps its place for this many decode iterations at least: else moving its KV costs more than it gets.
 PROMOTED_ITERATIONS = 8
 
 
-class MultiLevelFeedbackQueue:
+class MultiLevelFeedbackQueue(Policy):
     """Rank (level, sequence): within a level first come, first served, and a demoted job goes to the tail."""
 
     def __init__(self, levels: Levels, cost: CostModel, aging: Aging, batch_jobs: int, *, skip: bool) -> None:
@@ -47,9 +47,6 @@ class MultiLevelFeedbackQueue:
     def promotions(self, now: float, active: int) -> list[tuple[Job, Rank]]:
         starving = self._aging.starving(now, active, self._levels.quanta)
         return [(job, self._promote(job)) for job in starving if job.level > 0]
-
-    def opens(self, num_started: int) -> bool:
-        return True
 
     def outlook(self, queue: JobQueue, now: float) -> Outlook:
         """ENST(i) = min(T_promote(i), T_execute(i)), FastServe 4.2."""

@@ -10,7 +10,7 @@ Outlook = Callable[[Job], float]  # estimated seconds until a job runs: ENST, th
 
 
 class Policy(Protocol):
-    """Ranks jobs. A policy changes a job's level and allowance; the queue alone changes `job.rank`."""
+    """Ranks jobs; policies subclass it. They change a job's level and allowance; the queue alone changes `job.rank`."""
 
     def join(self, job: Job, now: float) -> Rank:
         """The rank of a job that just arrived."""
@@ -21,18 +21,16 @@ class Policy(Protocol):
         ...
 
     def promotions(self, now: float, active: int) -> list[tuple[Job, Rank]]:
-        """Jobs that have waited too long, with their new ranks."""
-        ...
+        """Jobs that have waited too long, with their new ranks. By default nobody ever has."""
+        return []
 
     def opens(self, num_started: int) -> bool:
-        """Whether jobs that never ran may start in this turn, when `num_started` others have."""
-        ...
+        """Whether jobs that never ran may start in this turn, when `num_started` others have. By default they may."""
+        return True
 
     def outlook(self, queue: JobQueue, now: float) -> Outlook:
-        """An estimate for this turn of when each job runs; larger means later."""
-        ...
+        """An estimate for this turn of when each job runs; larger means later.
 
-
-def by_position(queue: JobQueue) -> Outlook:
-    """The outlook of a policy that has no quanta: who stands further back runs later."""
-    return lambda job: float(queue.ahead(job.rank))
+        By default, as without quanta nothing better is known: who stands further back runs later.
+        """
+        return lambda job: float(queue.ahead(job.rank))

@@ -4,11 +4,10 @@ from itertools import count
 
 from gateway.scheduling.cost import CostModel
 from gateway.scheduling.job import Job, Rank
-from gateway.scheduling.policies.policy import Outlook, by_position
-from gateway.scheduling.queue import JobQueue
+from gateway.scheduling.policies.policy import Policy
 
 
-class ShortestRemainingFirst:
+class ShortestRemainingFirst(Policy):
     """Rank: seconds of service still needed, alone on the machine."""
 
     def __init__(self, cost: CostModel) -> None:
@@ -20,15 +19,6 @@ class ShortestRemainingFirst:
 
     def charge(self, job: Job, elapsed_s: float, next_s: float, now: float) -> Rank:
         return (self._remaining_s(job), job.rank[1])
-
-    def promotions(self, now: float, active: int) -> list[tuple[Job, Rank]]:
-        return []
-
-    def opens(self, num_started: int) -> bool:
-        return True
-
-    def outlook(self, queue: JobQueue, now: float) -> Outlook:
-        return by_position(queue)
 
     def _remaining_s(self, job: Job) -> float:
         if job.pending > 1:  # its next iteration is a prefill, which gives the first of the remaining tokens
