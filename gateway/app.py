@@ -1,13 +1,12 @@
 """The HTTP application: routes, middleware and error handlers around one engine. Holds no state of its own."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from common.config import Config
@@ -16,12 +15,29 @@ from gateway.api.completions import CompletionEndpoint
 from gateway.api.errors import HANDLED, RequestIds, answer_error
 from gateway.api.health import HealthEndpoint
 from gateway.api.models import ModelsEndpoint
+from gateway.api.openapi import OpenApiEndpoint
+from gateway.api.operations import Operation
+from gateway.api.schema import (
+    Answer,
+    ChatChoice,
+    ChatRequest,
+    ChunkChoice,
+    CompletionChoice,
+    CompletionRequest,
+    DetokenizeRequest,
+    Model,
+    ModelList,
+    Status,
+    Text,
+    TokenizeRequest,
+    Tokens,
+    Version,
+)
 from gateway.api.service import Service
+from gateway.api.tokenization import TokenizationEndpoint
 from gateway.generation import Engine
 from gateway.metrics import HttpMetrics, RequestCounter
 from gateway.text.text_model import TextModel
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def create_app(config: Config, engine: Engine, text: TextModel, registry: CollectorRegistry) -> Starlette:
@@ -39,18 +55,46 @@ def create_app(config: Config, engine: Engine, text: TextModel, registry: Collec
 
 
 def _routes(service: Service, registry: CollectorRegistry) -> Iterator[Route]:
+    for operation in _operations(service, registry):
+        yield Route(operation.path, operation.endpoint, methods=[operation.method])
+        yield Route(operation.path + "/", operation.endpoint, methods=[operation.method])
+
+
+def _operations(service: Service, registry: CollectorRegistry) -> list[Operation]:
     chat, completions, models = ChatEndpoint(service), CompletionEndpoint(service), ModelsEndpoint(service)
-    health = HealthEndpoint(service, registry)
-    table: list[tuple[str, str, Endpoint]] = [
-        ("POST", "/v1/chat/completions", chat.create),
-        ("POST", "/v1/completions", completions.create),
-        ("GET", "/v1/models", models.list),
-        ("GET", "/v1/models/{id:path}", models.retrieve),
-        ("GET", "/health", health.ready),
-        ("GET", "/readyz", health.ready),
-        ("GET", "/livez", health.live),
-        ("GET", "/metrics", health.metrics),
+    tokenization, health = TokenizationEndpoint(service, chat), HealthEndpoint(service, registry)
+    table = [
+        Operation(
+            "POST",
+            "/v1/chat/completions",
+            chat.create,
+            "The assistant's next message.",
+            ChatRequest,
+            Answer[ChatChoice],
+            Answer[ChunkChoice],
+        ),
+        Operation(
+            "POST",
+            "/v1/completions",
+            completions.create,
+            "The continuation of a raw prompt.",
+            CompletionRequest,
+            Answer[CompletionChoice],
+            Answer[CompletionChoice],
+        ),
+        Operation("GET", "/v1/models", models.list, "The model that is served.", answer=ModelList),
+        Operation("GET", "/v1/models/{id:path}", models.retrieve, "The same model, by its id.", answer=Model),
+        Operation("POST", "/tokenize", tokenization.tokenize, "The tokens of a text.", TokenizeRequest, Tokens),
+        Operation("POST", "/detokenize", tokenization.detokenize, "The text of tokens.", DetokenizeRequest, Text),
+        Operation("GET", "/health", health.ready, "Does the server take requests?", answer=Status),
+        Operation("GET", "/readyz", health.ready, "The same.", answer=Status),
+        Operation("GET", "/livez", health.live, "Is the process alive?", answer=Status),
+        Operation("GET", "/metrics", health.metrics, "Metrics for Prometheus."),
     ]
-    for method, path, endpoint in table:
-        yield Route(path, endpoint, methods=[method])
-        yield Route(path + "/", endpoint, methods=[method])
+    about = OpenApiEndpoint(table)
+    table += [
+        Operation("GET", "/version", about.version, "The version of Skipjoin.", answer=Version),
+        Operation("GET", "/openapi.json", about.document, "This document.", answer=dict[str, Any]),
+        Operation("GET", "/docs", about.page, "This page."),
+    ]
+    return table

@@ -26,11 +26,12 @@ class ChatEndpoint:
         body = decode_chat(await read_body(request, service.config.max_body_bytes))
         service.check_model(body.model)
         check_choices(service, body, num_prompts=1)
-        prompt = await self._prompt(body)
+        prompt = await self.prompt(body)
         jobs = generations(service, body, [prompt], _output_length(body))
         return await respond(service, request, body, jobs, self._dialect)
 
-    async def _prompt(self, body: ChatRequest) -> list[int]:
+    async def prompt(self, body: ChatRequest) -> list[int]:
+        """The token ids of a conversation. Raises ApiError when they do not fit."""
         service = self._service
         messages = [_for_template(message, f"messages[{i}]") for i, message in enumerate(body.messages)]
         try:

@@ -4,6 +4,7 @@ import math
 import re
 import secrets
 from collections.abc import Mapping
+from typing import TypedDict
 
 import msgspec
 from starlette.datastructures import MutableHeaders
@@ -26,6 +27,17 @@ _UNAVAILABLE: dict[State, tuple[str, str]] = {
 }
 
 
+class ErrorDetail(TypedDict):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(TypedDict):
+    error: ErrorDetail
+
+
 class ApiError(Exception):
     """An answer that is an error. `param` names the field of the request that it is about."""
 
@@ -42,7 +54,8 @@ class ApiError(Exception):
         super().__init__(message)
         self.status = status
         self.headers = dict(headers or {})
-        self.body = {"error": {"message": message[:_LONGEST_MESSAGE], "type": type, "param": param, "code": code}}
+        detail = ErrorDetail(message=message[:_LONGEST_MESSAGE], type=type, param=param, code=code)
+        self.body = ErrorBody(error=detail)
 
     def response(self) -> Response:
         return Response(msgspec.json.encode(self.body), self.status, self.headers, "application/json")

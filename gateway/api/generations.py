@@ -60,10 +60,15 @@ def check_prompt(service: Service, prompt: list[int], param: str) -> None:
     """Raises ApiError unless `prompt` is some tokens of the model, and leaves room for one more."""
     if not prompt:
         raise invalid_value(f"{param} is empty; it needs at least one token", param)
-    if min(prompt) < 0 or max(prompt) >= service.text.vocab_size:
-        raise invalid_value(f"{param} has token ids that are not from 0 to {service.text.vocab_size - 1}", param)
+    check_token_ids(service, prompt, param)
     if len(prompt) >= service.engine.max_context:
         raise prompt_too_long(service, f"{len(prompt)} tokens", param)
+
+
+def check_token_ids(service: Service, tokens: list[int], param: str) -> None:
+    """Raises ApiError for ids that are not the model's."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < service.text.vocab_size:
+        raise invalid_value(f"{param} has token ids that are not from 0 to {service.text.vocab_size - 1}", param)
 
 
 def prompt_too_long(service: Service, found: str, param: str) -> ApiError:

@@ -3,9 +3,11 @@
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from gateway.api.errors import unavailable
+from gateway.api.respond import json_response
+from gateway.api.schema import Status
 from gateway.api.service import Service
 
 RETRY_AFTER_S = 5.0
@@ -20,14 +22,14 @@ class HealthEndpoint:
 
     async def live(self, request: Request) -> Response:
         """200 as long as the process answers at all: restart it only when this fails."""
-        return JSONResponse({"status": "alive"})
+        return json_response(Status("alive"))
 
     async def ready(self, request: Request) -> Response:
         """200 only when new requests are taken: send no traffic otherwise."""
         state = self._service.engine.state
         if state != "ready":
             raise unavailable(state, RETRY_AFTER_S)
-        return JSONResponse({"status": "ready"})
+        return json_response(Status("ready"))
 
     async def metrics(self, request: Request) -> Response:
         encode, content_type = choose_encoder(request.headers.get("accept", ""))

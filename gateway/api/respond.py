@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+import msgspec
 from msgspec import UNSET
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -43,6 +44,10 @@ async def respond(
     records = [dialect.whole(c.index, texts[c.index], c.finish_reason) for c in choices if c.finish_reason]
     x_sched = choices.traces() if include_trace else UNSET
     return Response(letterhead.write(records, choices.usage(), x_sched), media_type="application/json")
+
+
+def json_response(record: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(record), media_type="application/json")
 
 
 def _start(

@@ -4,7 +4,7 @@ Unknown fields are ignored. Known fields that ask for something this server does
 the values that ask for nothing. Knows no engine.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -15,6 +15,8 @@ from gateway.generation import SchedulingTrace
 MAX_CHOICES_PER_PROMPT = 128
 MAX_STOP_STRINGS = 4
 MAX_STOP_CHARACTERS = 4096
+
+T = TypeVar("T")
 
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -117,6 +119,22 @@ class CompletionRequest(SamplingRequest, frozen=True, kw_only=True):
     suffix: Any = None
 
 
+class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /tokenize: a raw prompt, or all that a chat completion may say."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """POST /detokenize"""
+
+    model: str | None = None
+    tokens: list[int]
+
+
 REFUSED: dict[str, tuple[Any, ...]] = {
     "logit_bias": ({},),
     "logprobs": (False,),
@@ -149,7 +167,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def refuse_unsupported(request: SamplingRequest) -> None:
+def refuse_unsupported(request: msgspec.Struct) -> None:
     """Raises ApiError for the first field that asks for what this server does not do."""
     for field in request.__struct_fields__:
         if field not in REFUSED:
@@ -175,15 +193,15 @@ class Usage(msgspec.Struct, frozen=True):
 Traces = SchedulingTrace | list[SchedulingTrace | None] | None
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What all answers and chunks begin with."""
+class Answer(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """What all answers and chunks are like; they differ in their choices."""
 
     id: str
     object: str
     created: int
     model: str
     system_fingerprint: str
-    choices: list[Any]
+    choices: list[T]
     usage: Usage | UnsetType | None = UNSET  # absent in streams without include_usage
     x_sched: Traces | UnsetType = UNSET
 
@@ -235,9 +253,29 @@ class ModelList(msgspec.Struct, frozen=True):
     object: Literal["list"] = "list"
 
 
+class Tokens(msgspec.Struct, frozen=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class Text(msgspec.Struct, frozen=True):
+    prompt: str
+
+
+class Version(msgspec.Struct, frozen=True):
+    version: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    status: Literal["alive", "ready"]
+
+
 # ---------------------------------------------------------------------------- decoding
 
-_DECODERS = {kind: msgspec.json.Decoder(kind) for kind in (ChatRequest, CompletionRequest)}
+_REQUESTS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
+_DECODERS = {kind: msgspec.json.Decoder(kind) for kind in _REQUESTS}
 
 
 def decode_chat(body: bytes) -> ChatRequest:
@@ -249,6 +287,18 @@ def decode_chat(body: bytes) -> ChatRequest:
 def decode_completion(body: bytes) -> CompletionRequest:
     """Raises ApiError for anything but a request that can be served."""
     request: CompletionRequest = _decode(body, CompletionRequest)
+    return request
+
+
+def decode_tokenize(body: bytes) -> TokenizeRequest:
+    """Raises ApiError for anything but a request that can be served."""
+    request: TokenizeRequest = _decode(body, TokenizeRequest)
+    return request
+
+
+def decode_detokenize(body: bytes) -> DetokenizeRequest:
+    """Raises ApiError for anything but a request that can be served."""
+    request: DetokenizeRequest = _decode(body, DetokenizeRequest)
     return request
 
 

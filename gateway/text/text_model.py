@@ -47,6 +47,10 @@ class TextModel:
         size = sum(len(message["content"]) + _MESSAGE_CHARACTERS for message in messages)
         return await _beside(size, lambda: self._encode_chat(messages, max_tokens))
 
+    async def decode(self, tokens: list[int]) -> str:
+        """The text of `tokens`, special ones included."""
+        return await _beside(len(tokens), lambda: self.tokenizer.decode(tokens, skip_special_tokens=False))
+
     def _encode(self, text: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
         fewest = self.tokenizer.fewest_tokens(text)
         if fewest > max_tokens:

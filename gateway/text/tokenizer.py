@@ -51,9 +51,9 @@ class Tokenizer:
         """A lower bound, got without encoding: encoding megabytes takes a thread for half a minute."""
         return len(text) // self._longest
 
-    def decode(self, tokens: list[int]) -> str:
-        """The text of `tokens`, without special tokens."""
-        return self._backend.decode(tokens)
+    def decode(self, tokens: list[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of `tokens`."""
+        return self._backend.decode(tokens, skip_special_tokens=skip_special_tokens)
 
     def detokenizer(self) -> Detokenizer:
         """A new incremental decoder for the output of one job."""
