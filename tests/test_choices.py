@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry
 from gateway.api.choices import Choice, Choices, GenerationFailed
 from gateway.generation import Chunk
 from gateway.metrics import HttpMetrics
+from gateway.text.output.parser import PLAIN, OutputForm, OutputParser
+from gateway.text.output.parts import Content, joined
 from gateway.text.stop_strings import StopStrings
 
 
@@ -37,12 +39,15 @@ def says(*texts: str, reason: str = "stop") -> Stream:
     return Stream(*chunks[:-1], Chunk(chunks[-1].tokens, reason, trace=trace()))  # type: ignore[arg-type]
 
 
-def choice(stream: Stream, index: int = 0, stop: tuple[str, ...] = (), min_tokens: int = 0) -> Choice:
+def choice(
+    stream: Stream, index: int = 0, stop: tuple[str, ...] = (), min_tokens: int = 0, form: OutputForm = PLAIN
+) -> Choice:
     return Choice(
         index,
         stream,
         detokenizer=byte_text_model().tokenizer.detokenizer(),
         stops=StopStrings(stop).matcher(),
+        parser=OutputParser(form),
         meter=HttpMetrics(CollectorRegistry()).job("test"),
         min_tokens=min_tokens,
     )
@@ -50,7 +55,7 @@ def choice(stream: Stream, index: int = 0, stop: tuple[str, ...] = (), min_token
 
 def parts(*choices: Choice) -> list[tuple[int, str]]:
     async def read() -> list[tuple[int, str]]:
-        return [(choice.index, text) async for choice, text in Choices(choices, 7).parts()]
+        return [(choice.index, joined(parts, Content)) async for choice, parts in Choices(choices, 7).parts()]
 
     return asyncio.run(read())
 
@@ -142,7 +147,8 @@ def test_aborting_twice_counts_once() -> None:
     stream = says("a")
     meter = HttpMetrics(registry).job("test")
     detokenizer = byte_text_model().tokenizer.detokenizer()
-    one = Choice(0, stream, detokenizer=detokenizer, stops=StopStrings([]).matcher(), meter=meter)
+    stops, parser = StopStrings([]).matcher(), OutputParser(PLAIN)
+    one = Choice(0, stream, detokenizer=detokenizer, stops=stops, parser=parser, meter=meter)
     one.abort()
     one.abort()
     assert registry.get_sample_value("skipjoin_http_jobs_total", {"endpoint": "test", "end": "aborted"}) == 1

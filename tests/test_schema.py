@@ -17,6 +17,7 @@ from gateway.api.schema import (
     decode_chat,
     decode_completion,
 )
+from gateway.text.output.parts import Content
 
 USER = {"role": "user", "content": "hi"}
 
@@ -187,7 +188,7 @@ def test_other_prompts_are_refused(prompt: Any) -> None:
 
 def test_a_chunk_has_a_null_usage_only_where_usage_was_asked_for() -> None:
     letterhead = Letterhead("id", "chunk", 1, "model", "fp")
-    chunk = Chat().text(0, "x")
+    chunk = Chat().part(0, Content("x"))
     assert "usage" not in msgspec.json.decode(letterhead.write([chunk]))
     assert msgspec.json.decode(letterhead.write([chunk], usage=None))["usage"] is None
     assert msgspec.json.decode(letterhead.write([], usage=Usage(1, 2, 3)))["usage"]["total_tokens"] == 3

@@ -18,6 +18,7 @@ from gateway.api.choices import Choice, Choices
 from gateway.api.dialect import Chat, Letterhead
 from gateway.generation import Generation
 from gateway.metrics import HttpMetrics
+from gateway.text.output.parser import PLAIN, OutputParser
 from gateway.text.stop_strings import StopStrings
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -157,6 +158,7 @@ def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch)
         jobs,
         detokenizer=byte_text_model().tokenizer.detokenizer(),
         stops=StopStrings([]).matcher(),
+        parser=OutputParser(PLAIN),
         meter=HttpMetrics(CollectorRegistry()).job("chat"),
     )
     letterhead = Letterhead("id", "chat.completion.chunk", 1, NAME, "fp")

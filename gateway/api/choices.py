@@ -1,4 +1,4 @@
-"""The choices of one answer in the making: tokens in from the engine's streams, finished text out.
+"""The choices of one answer in the making: tokens in from the engine's streams, the parts of their text out.
 
 Streamed and plain answers, chat and completions all read the same choices. Knows no JSON.
 """
@@ -11,6 +11,8 @@ from gateway.api.schema import Finish, Traces, Usage
 from gateway.generation import Chunk, SchedulingTrace, Stream
 from gateway.metrics import End, JobMeter
 from gateway.text.detokenizer import Detokenizer
+from gateway.text.output.parser import OutputParser
+from gateway.text.output.parts import Part
 from gateway.text.stop_strings import StopMatcher
 
 
@@ -19,7 +21,7 @@ class GenerationFailed(Exception):
 
 
 class Choice:
-    """One job's text, as it grows."""
+    """One job's output, as it grows."""
 
     def __init__(
         self,
@@ -28,6 +30,7 @@ class Choice:
         *,
         detokenizer: Detokenizer,
         stops: StopMatcher,
+        parser: OutputParser,
         meter: JobMeter,
         min_tokens: int = 0,
         awaits_trace: bool = False,
@@ -44,6 +47,7 @@ class Choice:
         self._chunks = aiter(stream)
         self._detokenizer = detokenizer
         self._stops = stops
+        self._parser = parser
         self._meter = meter
         self._min_tokens = min_tokens
         self._awaits_trace = awaits_trace
@@ -60,39 +64,49 @@ class Choice:
             raise GenerationFailed(chunk.error or "The server failed on this generation.")
         return chunk
 
-    def take(self, chunk: Chunk) -> str:
-        """The text that is certain with `chunk`; sets `finish_reason` with the last one, or at a stop string."""
-        before = self.num_tokens
-        text = "".join(map(self._take_token, chunk.tokens))
-        self._meter.tokens(self.num_tokens - before)
-        if chunk.finish_reason is not None and not self._stops.stopped:
-            text += self._stops.push(self._detokenizer.flush())
-        if self._stops.stopped:
+    def take(self, chunk: Chunk) -> list[Part]:
+        """What is certain with `chunk`; sets `finish_reason` with the last one, or where the output is complete."""
+        parts = self._parser.push(self._text(chunk))
+        if self._is_complete:
             self._stream.finish()
-            if chunk.finish_reason is not None or not self._awaits_trace:
-                self._finish("stop", chunk)
-        elif chunk.finish_reason is not None:
-            assert chunk.finish_reason != "error", chunk
-            text += self._stops.flush()
-            self._finish(chunk.finish_reason, chunk)
-        return text
+        if chunk.finish_reason is not None or (self._is_complete and not self._awaits_trace):
+            parts += self._parser.flush()
+            self._finish(chunk)
+        return parts
 
     def abort(self) -> None:
         """Nobody wants the rest. Harmless after the end."""
         self._stream.abort()
         self._end("aborted")
 
+    @property
+    def _is_complete(self) -> bool:
+        """Whatever the job still makes is not wanted."""
+        return self._stops.stopped or self._parser.complete
+
+    def _text(self, chunk: Chunk) -> str:
+        """The text that is certain with `chunk`."""
+        before = self.num_tokens
+        text = "".join(map(self._take_token, chunk.tokens))
+        self._meter.tokens(self.num_tokens - before)
+        if chunk.finish_reason is not None:
+            text += self._stops.push(self._detokenizer.flush())
+            text += self._stops.flush()
+        return text
+
     def _take_token(self, token: int) -> str:
-        if self._stops.stopped:
+        if self._is_complete:
             return ""
         self.num_tokens += 1
         piece = self._detokenizer.push(token)
         return piece if self.num_tokens <= self._min_tokens else self._stops.push(piece)
 
-    def _finish(self, reason: Finish, chunk: Chunk) -> None:
-        self.finish_reason = reason
+    def _finish(self, chunk: Chunk) -> None:
+        assert chunk.finish_reason != "error", chunk
+        reason = "stop" if self._is_complete or chunk.finish_reason is None else chunk.finish_reason
+        self.finish_reason = "tool_calls" if reason == "stop" and self._parser.num_calls else reason
         self.trace = chunk.trace
-        self._end(reason)
+        self._end(self.finish_reason)
 
     def _end(self, end: End) -> None:
         if not self._ended:
@@ -117,8 +131,8 @@ class Choices:
     def finished(self) -> bool:
         return all(choice.finish_reason is not None for choice in self._choices)
 
-    async def parts(self) -> AsyncGenerator[tuple[Choice, str], None]:
-        """Text of any choice as it becomes certain, until all are finished. Raises GenerationFailed."""
+    async def parts(self) -> AsyncGenerator[tuple[Choice, list[Part]], None]:
+        """Parts of any choice as they become certain, until all are finished. Raises GenerationFailed."""
         turns = _alone(self._choices[0]) if len(self._choices) == 1 else _in_turns(self._choices)
         async with aclosing(turns):
             async for choice, chunk in turns:

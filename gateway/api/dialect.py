@@ -10,15 +10,20 @@ from msgspec import UNSET, UnsetType
 
 from gateway.api.schema import (
     Answer,
+    CalledFunction,
     ChatChoice,
     ChatMessage,
     ChunkChoice,
     CompletionChoice,
     Delta,
     Finish,
+    FunctionDelta,
+    ToolCall,
+    ToolCallDelta,
     Traces,
     Usage,
 )
+from gateway.text.output.parts import CallArguments, CallStart, Content, Part, Reasoning, calls_in, joined
 
 _encode = msgspec.json.Encoder().encode
 
@@ -31,14 +36,14 @@ class Dialect(Protocol):
     whole_object: str
     chunk_object: str
 
-    def whole(self, index: int, text: str, finish_reason: Finish) -> object:
+    def whole(self, index: int, parts: list[Part], finish_reason: Finish) -> object:
         """A choice of a plain answer."""
 
     def opening(self, index: int) -> object | None:
         """The first chunk of a choice, where the endpoint has one without text."""
 
-    def text(self, index: int, text: str) -> object:
-        """A chunk with text."""
+    def part(self, index: int, part: Part) -> object:
+        """A chunk with more of a choice."""
 
     def end(self, index: int, finish_reason: Finish) -> object:
         """The last chunk of a choice."""
@@ -52,14 +57,14 @@ class Chat:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def whole(self, index: int, text: str, finish_reason: Finish) -> ChatChoice:
-        return ChatChoice(index, ChatMessage(text), finish_reason)
+    def whole(self, index: int, parts: list[Part], finish_reason: Finish) -> ChatChoice:
+        return ChatChoice(index, _message(parts), finish_reason)
 
     def opening(self, index: int) -> ChunkChoice:
-        return ChunkChoice(index, Delta("assistant", ""))
+        return ChunkChoice(index, Delta(role="assistant", content=""))
 
-    def text(self, index: int, text: str) -> ChunkChoice:
-        return ChunkChoice(index, Delta(content=text))
+    def part(self, index: int, part: Part) -> ChunkChoice:
+        return ChunkChoice(index, _delta(part))
 
     def end(self, index: int, finish_reason: Finish) -> ChunkChoice:
         return ChunkChoice(index, Delta(), finish_reason)
@@ -73,17 +78,46 @@ class Completion:
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def whole(self, index: int, text: str, finish_reason: Finish) -> CompletionChoice:
-        return CompletionChoice(index, text, finish_reason)
+    def whole(self, index: int, parts: list[Part], finish_reason: Finish) -> CompletionChoice:
+        return CompletionChoice(index, joined(parts, Content), finish_reason)
 
     def opening(self, index: int) -> None:
         return None
 
-    def text(self, index: int, text: str) -> CompletionChoice:
-        return CompletionChoice(index, text)
+    def part(self, index: int, part: Part) -> CompletionChoice:
+        assert isinstance(part, Content), part
+        return CompletionChoice(index, part.text)
 
     def end(self, index: int, finish_reason: Finish) -> CompletionChoice:
         return CompletionChoice(index, "", finish_reason)
+
+
+def _message(parts: list[Part]) -> ChatMessage:
+    reasoning = joined(parts, Reasoning) or UNSET
+    calls = [ToolCall(_new_call_id(), CalledFunction(call.name, call.arguments)) for call in calls_in(parts)]
+    content = joined(parts, Content)
+    return ChatMessage(
+        content=None if calls and not content else content,
+        reasoning=reasoning,
+        reasoning_content=reasoning,
+        tool_calls=calls or UNSET,
+    )
+
+
+def _delta(part: Part) -> Delta:
+    match part:
+        case Content(text):
+            return Delta(content=text)
+        case Reasoning(text):
+            return Delta(reasoning=text, reasoning_content=text)
+        case CallStart(index, name):
+            return Delta(tool_calls=[ToolCallDelta(index, FunctionDelta("", name), _new_call_id(), "function")])
+        case CallArguments(index, text):
+            return Delta(tool_calls=[ToolCallDelta(index, FunctionDelta(text))])
+
+
+def _new_call_id() -> str:
+    return "call_" + secrets.token_hex(12)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from gateway.api.schema import SamplingRequest
 from gateway.api.service import Service
 from gateway.api.sse import StreamedAnswer, StreamResponse
 from gateway.generation import Generation
+from gateway.text.output.parser import PLAIN, OutputForm, OutputParser
+from gateway.text.output.parts import Part
 from gateway.text.stop_strings import StopStrings
 
 T = TypeVar("T")
@@ -25,23 +27,29 @@ TRACE_HEADER = "x-skipjoin-trace"
 
 
 async def respond(
-    service: Service, request: Request, body: SamplingRequest, jobs: list[Generation], dialect: Dialect
+    service: Service,
+    request: Request,
+    body: SamplingRequest,
+    jobs: list[Generation],
+    dialect: Dialect,
+    *,
+    form: OutputForm = PLAIN,
 ) -> Response:
     """Start `jobs`, and answer with what they make. Raises QueueFull, Unavailable, ApiError, ClientDisconnect."""
     include_trace = request.headers.get(TRACE_HEADER) == "1"
-    choices = _start(service, body, jobs, dialect, include_trace)
+    choices = _start(service, body, jobs, dialect, form=form, awaits_trace=include_trace)
     stream = bool(body.stream)
     letterhead = Letterhead.new(dialect, service.served_name, service.fingerprint, stream=stream)
     if stream:
         answer = StreamedAnswer(choices, dialect, letterhead, body.wants_usage_chunk, include_trace)
         return StreamResponse(answer, service.config.ping_interval)
     try:
-        texts = await unless_disconnected(request.receive, _collect(choices))
+        parts = await unless_disconnected(request.receive, _collect(choices))
     except GenerationFailed as failure:
         raise generation_failed(str(failure)) from None
     finally:
         choices.abort()
-    records = [dialect.whole(c.index, texts[c.index], c.finish_reason) for c in choices if c.finish_reason]
+    records = [dialect.whole(c.index, parts[c.index], c.finish_reason) for c in choices if c.finish_reason]
     x_sched = choices.traces() if include_trace else UNSET
     return Response(letterhead.write(records, choices.usage(), x_sched), media_type="application/json")
 
@@ -51,7 +59,13 @@ def json_response(record: msgspec.Struct) -> Response:
 
 
 def _start(
-    service: Service, body: SamplingRequest, jobs: list[Generation], dialect: Dialect, awaits_trace: bool
+    service: Service,
+    body: SamplingRequest,
+    jobs: list[Generation],
+    dialect: Dialect,
+    *,
+    form: OutputForm,
+    awaits_trace: bool,
 ) -> Choices:
     stops = StopStrings(body.stop_strings())
     streams = service.engine.submit(jobs)
@@ -61,6 +75,7 @@ def _start(
             stream,
             detokenizer=service.text.tokenizer.detokenizer(),
             stops=stops.matcher(),
+            parser=OutputParser(form),
             meter=service.metrics.job(dialect.endpoint),
             min_tokens=job.min_tokens,
             awaits_trace=awaits_trace,
@@ -72,12 +87,12 @@ def _start(
     return Choices(choices, prompt_tokens)
 
 
-async def _collect(choices: Choices) -> list[str]:
-    """The whole text of each choice."""
-    texts: list[list[str]] = [[] for _ in choices]
-    async for choice, text in choices.parts():
-        texts[choice.index].append(text)
-    return ["".join(pieces) for pieces in texts]
+async def _collect(choices: Choices) -> list[list[Part]]:
+    """All parts of each choice."""
+    collected: list[list[Part]] = [[] for _ in choices]
+    async for choice, parts in choices.parts():
+        collected[choice.index] += parts
+    return collected
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

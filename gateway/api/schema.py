@@ -181,7 +181,7 @@ def refuse_unsupported(request: msgspec.Struct) -> None:
 
 # ---------------------------------------------------------------------------- answers
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "tool_calls"]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -206,10 +206,24 @@ class Answer(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     x_sched: Traces | UnsetType = UNSET
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
-    content: str
+class CalledFunction(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str  # a JSON object
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
+    content: str | None
     refusal: None = None
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET  # the same: clients know it by either name
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
@@ -219,9 +233,26 @@ class ChatChoice(msgspec.Struct, frozen=True):
     logprobs: None = None
 
 
-class Delta(msgspec.Struct, frozen=True):
+class FunctionDelta(msgspec.Struct, frozen=True):
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, frozen=True):
+    """The first of a call has all fields; of the others clients append the arguments."""
+
+    index: int
+    function: FunctionDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.api.choices import Choice, Choices, GenerationFailed
 from gateway.api.dialect import Dialect, Letterhead
 from gateway.api.errors import generation_failed
+from gateway.text.output.parts import Part
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,11 @@ class StreamedAnswer:
         opened = False
         try:
             async with aclosing(self.choices.parts()) as parts:
-                async for choice, text in parts:
+                async for choice, some in parts:
                     for event in self._opening() if not opened else ():
                         yield event
                     opened = True
-                    for event in self._progress(choice, text):
+                    for event in self._progress(choice, some):
                         yield event
             if self.include_usage:
                 yield self._usage()
@@ -60,8 +61,8 @@ class StreamedAnswer:
         openings = [self.dialect.opening(choice.index) for choice in self.choices]
         return [self._chunk(opening) for opening in openings if opening is not None]
 
-    def _progress(self, choice: Choice, text: str) -> list[bytes]:
-        events = [self._chunk(self.dialect.text(choice.index, text))] if text else []
+    def _progress(self, choice: Choice, parts: list[Part]) -> list[bytes]:
+        events = [self._chunk(self.dialect.part(choice.index, part)) for part in parts]
         if choice.finish_reason is not None:
             is_last = self.choices.finished and not self.include_usage
             events.append(self._chunk(self.dialect.end(choice.index, choice.finish_reason), is_last=is_last))

@@ -1,0 +1,15 @@
+"""Calls as Hermes and Qwen 2.5 and 3 write them: `<tool_call>{"name": "f", "arguments": {...}}</tool_call>`."""
+
+from collections.abc import Generator
+
+from gateway.text.output.source import Source
+from gateway.text.output.tool_call import json_call
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+
+
+def hermes(source: Source, names: frozenset[str]) -> Generator[None, None, None]:
+    """Any text with calls between. Models forget the closing mark, and make up names: the client should hear of it."""
+    while (yield from source.content_until(OPEN)):
+        if (yield from json_call(source)) and (yield from source.skip(CLOSE)):
+            source.drop()
