@@ -10,6 +10,8 @@ Policy = Literal["skip-join", "mlfq", "fcfs", "static", "srpt"]
 KvStrategy = Literal["proactive", "reactive", "recompute", "defer"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
+ToolFormatName = Literal["auto", "hermes", "llama", "mistral"]
+ReasoningMode = Literal["auto", "on", "off"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -54,6 +56,12 @@ class Config:
     """CPU threads per stage. Default: the host's cores divided by the stages on it."""
     max_context: int | None = None
     """Longest prompt plus output in tokens. Default: the model's own, cut to what the device pool holds."""
+
+    tool_format: ToolFormatName = "auto"
+    """How the model writes tool calls. auto: as its chat template teaches; to models whose template knows no tools they
+    are described in Hermes form."""
+    reasoning: ReasoningMode = "auto"
+    """Split <think>...</think> from answers. auto: where the model's chat template or tokenizer knows these marks."""
 
     block_tokens: int = 16
     """Tokens per KV block."""

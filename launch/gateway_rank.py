@@ -64,7 +64,7 @@ class _Gateway:
         self._listener = _listen(config)
         files = locate(config.model)
         spec = read_spec(files)
-        text = load_text_model(files, spec)
+        text = load_text_model(files, spec, tool_format=config.tool_format, reasoning=config.reasoning)
         self._engine = JobEngine(config, files, spec, channel, progress=Bars())
         registry = CollectorRegistry()
         registry.register(EngineCollector(self._engine))

@@ -16,8 +16,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from common.config import Config
 from gateway.app import create_app
 from gateway.generation import Chunk, FinishReason, Generation, QueueFull, SchedulingTrace, State, Unavailable
+from gateway.text.chat_form import chat_form
 from gateway.text.detokenizer import BYTE_OF_CHARACTER
-from gateway.text.template import ChatTemplate
 from gateway.text.text_model import TextModel
 from gateway.text.tokenizer import SpecialTokens, Tokenizer
 
@@ -41,8 +41,9 @@ def byte_backend() -> tokenizers.Tokenizer:
 
 def byte_text_model(template: str | None = TEMPLATE) -> TextModel:
     special = SpecialTokens({"eos_token": "<|end|>"})
-    chat = ChatTemplate(template, special) if template else None
-    return TextModel(NAME, Tokenizer(byte_backend(), special), chat, frozenset({END}), vocab_size=300)
+    tokenizer = Tokenizer(byte_backend(), special)
+    chat = chat_form(template, tokenizer, "auto", "auto") if template else None
+    return TextModel(NAME, tokenizer, chat, frozenset({END}), vocab_size=300)
 
 
 def trace(**changes: Any) -> SchedulingTrace:

@@ -141,8 +141,8 @@ def test_broken_messages_are_refused_by_place(client: openai.OpenAI, messages: A
     ("message", "param"),
     [
         ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}, "content[0].type"),
-        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "role"),
-        ({"role": "assistant", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"role": "function", "content": "x", "name": "f"}, "role"),
+        ({"role": "assistant", "function_call": {"name": "f"}}, "function_call"),
     ],
 )
 def test_what_is_no_text_is_not_supported(client: openai.OpenAI, message: Any, param: str) -> None:

@@ -96,3 +96,13 @@ def test_a_decoder_with_a_regular_expression_is_refused() -> None:
     backend.decoder = decoders.Sequence([decoders.Replace(tokenizers.Regex("▁+"), " "), decoders.ByteFallback()])
     with pytest.raises(ModelError, match="regular expression"):
         TokenPieces(backend)
+
+
+@pytest.mark.parametrize("backend", [BYTES, None])
+def test_special_tokens_that_somebody_must_read_are_shown(backend: tokenizers.Tokenizer | None) -> None:
+    tokenizer = Tokenizer(byte_backend(), SpecialTokens({})) if backend else SENTENCEPIECE
+    mark = "<|end|>" if backend else "<s>"
+    tokens = [*tokenizer.encode("é", add_special_tokens=False), *tokenizer.encode(mark, add_special_tokens=False)]
+    shown = tokenizer.detokenizer({mark, "no token"})
+    assert "".join(map(shown.push, tokens)) + shown.flush() == tokenizer.decode(tokens) + mark
+    assert "".join(increments(tokenizer, tokens)) == tokenizer.decode(tokens)

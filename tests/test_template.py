@@ -7,6 +7,7 @@ import pytest
 
 from common.model_files import ModelError
 from gateway.text import template as module
+from gateway.text.conversation import Conversation
 from gateway.text.template import ChatTemplate, TemplateRefusal, directory_template
 from gateway.text.tokenizer import SpecialTokens
 
@@ -21,7 +22,8 @@ SPECIAL = SpecialTokens({"bos_token": "<s>"})
 
 
 def render(source: str, *messages: dict[str, str]) -> str:
-    return ChatTemplate(source, SPECIAL, now=lambda: datetime(2026, 7, 1)).render(list(messages) or [USER])
+    template = ChatTemplate(source, SPECIAL, now=lambda: datetime(2026, 7, 1))
+    return template.render(Conversation(messages or [USER]))
 
 
 def test_a_real_template_renders_a_conversation() -> None:
@@ -36,6 +38,25 @@ def test_special_tokens_are_there_by_name() -> None:
 
 def test_tools_and_documents_are_none_and_not_undefined() -> None:
     assert render("{{ tools is none }} {{ documents is none }}") == "True True"
+
+
+def test_tools_and_options_are_there_by_name() -> None:
+    template = ChatTemplate("{{ tools[0].function.name }} {{ enable_thinking }}", SPECIAL)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert template.render(Conversation([USER], tools, {"enable_thinking": False})) == "f False"
+
+
+@pytest.mark.parametrize(
+    ("source", "knows"),
+    [
+        ("{% if tools %}x{% endif %}", True),
+        ("{{ tools | tojson }}", True),
+        ("{{ 'tools' }}", False),
+        ("{% set tools = [] %}{{ tools }}", False),
+    ],
+)
+def test_a_template_knows_tools_when_it_reads_them(source: str, knows: bool) -> None:
+    assert ChatTemplate(source, SPECIAL).knows_tools == knows
 
 
 def test_the_date_comes_from_the_clock_that_was_given() -> None:

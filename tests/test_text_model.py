@@ -11,6 +11,7 @@ from test_tokenizer import save_vocab_and_merges
 
 from common.model_files import ModelFiles
 from common.model_spec import Family, ModelSpec
+from gateway.text.conversation import Conversation
 from gateway.text.template import TemplateRefusal
 from gateway.text.text_model import PromptTooLong, load_text_model
 
@@ -43,34 +44,35 @@ def test_a_directory_gives_tokenizer_template_and_ends(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
     text = load_text_model(ModelFiles("safetensors", tmp_path, "m"), spec())
     assert (text.name, text.stop_tokens, text.vocab_size) == ("m", frozenset({256, 7}), 300)
-    assert asyncio.run(text.encode_chat([USER], 100)) == list(b"user: hi\nassistant: ")
+    assert asyncio.run(text.encode_chat(Conversation([USER]), 100)).tokens == list(b"user: hi\nassistant: ")
 
 
 def test_opt_has_its_token_in_front_of_prompts(tmp_path: Path) -> None:
     save_vocab_and_merges(tmp_path)
     text = load_text_model(ModelFiles("safetensors", tmp_path, "m"), spec("opt"))
     assert text.tokenizer.encode("")[:1] == [2]
-    assert text.template is None
+    assert text.chat is None
 
 
 def test_gguf_metadata_that_was_read_already_is_not_read_again(tmp_path: Path) -> None:
     fields = metadata() | {"tokenizer.chat_template": "{{ bos_token }}!"}
     text = load_text_model(ModelFiles("gguf", tmp_path / "missing.gguf", "m"), spec(), fields)
-    assert asyncio.run(text.encode_chat([USER], 100)) == [256, 0]
+    assert asyncio.run(text.encode_chat(Conversation([USER]), 100)).tokens == [256, 0]
 
 
 def test_a_chat_text_gets_no_second_frame(tmp_path: Path) -> None:
     fields = metadata(add_bos_token=True) | {"tokenizer.chat_template": "{{ bos_token }}!"}
     text = load_text_model(ModelFiles("gguf", tmp_path / "missing.gguf", "m"), spec(), fields)
-    assert asyncio.run(text.encode_chat([USER], 100)) == [256, 0]
+    assert asyncio.run(text.encode_chat(Conversation([USER]), 100)).tokens == [256, 0]
     assert asyncio.run(text.encode("!", 100)) == [256, 0]
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
 def test_small_and_large_texts_encode_alike(size: int) -> None:
     text = byte_text_model()
+    conversation = Conversation([{"role": "user", "content": "x" * size}])
     assert asyncio.run(text.encode("x" * size, size)) == [120] * size
-    assert len(asyncio.run(text.encode_chat([{"role": "user", "content": "x" * size}], 2 * size + 40))) == size + 18
+    assert len(asyncio.run(text.encode_chat(conversation, 2 * size + 40)).tokens) == size + 18
 
 
 @pytest.mark.parametrize("size", [1000, 100_000])
@@ -79,9 +81,9 @@ def test_what_cannot_fit_is_not_even_encoded(size: int) -> None:
     with pytest.raises(PromptTooLong, match=str(size // 7)):
         asyncio.run(text.encode("x" * size, 10))
     with pytest.raises(PromptTooLong):
-        asyncio.run(text.encode_chat([{"role": "user", "content": "x" * size}], 10))
+        asyncio.run(text.encode_chat(Conversation([{"role": "user", "content": "x" * size}]), 10))
 
 
 def test_without_a_template_there_is_no_chat() -> None:
     with pytest.raises(TemplateRefusal, match="/v1/completions"):
-        asyncio.run(byte_text_model(template=None).encode_chat([USER], 10))
+        asyncio.run(byte_text_model(template=None).encode_chat(Conversation([USER]), 10))

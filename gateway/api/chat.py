@@ -5,13 +5,15 @@ from starlette.responses import Response
 
 from gateway.api.body import read_body
 from gateway.api.dialect import Chat
-from gateway.api.errors import ApiError, invalid_value, unsupported
+from gateway.api.errors import ApiError
 from gateway.api.generations import OutputLength, check_choices, check_prompt, generations, prompt_too_long
+from gateway.api.messages import for_template
 from gateway.api.respond import respond
-from gateway.api.schema import ChatRequest, Message, decode_chat
+from gateway.api.schema import ChatRequest, TemplateOptions, decode_chat
 from gateway.api.service import Service
+from gateway.text.conversation import Conversation
 from gateway.text.template import TemplateRefusal
-from gateway.text.text_model import PromptTooLong
+from gateway.text.text_model import ChatPrompt, PromptTooLong
 
 
 class ChatEndpoint:
@@ -26,21 +28,24 @@ class ChatEndpoint:
         body = decode_chat(await read_body(request, service.config.max_body_bytes))
         service.check_model(body.model)
         check_choices(service, body, num_prompts=1)
+        use = body.tool_use()
         prompt = await self.prompt(body)
-        jobs = generations(service, body, [prompt], _output_length(body))
-        return await respond(service, request, body, jobs, self._dialect)
+        jobs = generations(service, body, [prompt.tokens], _output_length(body))
+        form = service.text.output_form(prompt, use.names, one_call=use.one_call)
+        return await respond(service, request, body, jobs, self._dialect, form=form)
 
-    async def prompt(self, body: ChatRequest) -> list[int]:
-        """The token ids of a conversation. Raises ApiError when they do not fit."""
+    async def prompt(self, body: ChatRequest) -> ChatPrompt:
+        """What the model is asked. Raises ApiError when it does not fit."""
         service = self._service
-        messages = [_for_template(message, f"messages[{i}]") for i, message in enumerate(body.messages)]
+        use = body.tool_use()
+        conversation = Conversation(for_template(body.messages), use.for_template(), _template_options(body))
         try:
-            prompt = await service.text.encode_chat(messages, service.engine.max_context)
+            prompt = await service.text.encode_chat(conversation, service.engine.max_context)
         except TemplateRefusal as refusal:
             raise ApiError(400, f"{refusal}", code="invalid_messages", param="messages") from None
         except PromptTooLong as error:
             raise prompt_too_long(service, f"{error}", "messages") from None
-        check_prompt(service, prompt, "messages")
+        check_prompt(service, prompt.tokens, "messages")
         return prompt
 
 
@@ -51,28 +56,9 @@ def _output_length(body: ChatRequest) -> OutputLength:
     return OutputLength(body.max_tokens, "max_tokens", None)
 
 
-def _for_template(message: Message, param: str) -> dict[str, str]:
-    """A message as chat templates expect it. Raises ApiError for content that is not text."""
-    if message.role in ("tool", "function"):
-        raise unsupported(f"{param}.role")
-    for field in ("tool_calls", "function_call"):
-        if getattr(message, field):
-            raise unsupported(f"{param}.{field}")
-    role = "system" if message.role == "developer" else message.role  # templates know no developers
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": role, "content": _content(message, f"{param}.content"), **named}
-
-
-def _content(message: Message, param: str) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    if message.content is None:
-        if message.role == "assistant":
-            return ""
-        raise invalid_value(f"{param} is missing", param)
-    for i, part in enumerate(message.content):
-        if part.type != "text":
-            raise unsupported(f"{param}[{i}].type")
-        if part.text is None:
-            raise invalid_value(f"{param}[{i}].text is missing", f"{param}[{i}].text")
-    return "\n".join(part.text or "" for part in message.content)
+def _template_options(body: ChatRequest) -> dict[str, bool]:
+    """Only what was said: templates have defaults of their own."""
+    asked = body.chat_template_kwargs or TemplateOptions()
+    said = {"enable_thinking": asked.enable_thinking, "thinking": asked.thinking}
+    options = dict.fromkeys(said, False) if body.reasoning_effort == "none" else {}
+    return options | {name: value for name, value in said.items() if value is not None}

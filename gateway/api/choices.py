@@ -7,7 +7,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
 
-from gateway.api.schema import Finish, Traces, Usage
+from msgspec import UNSET
+
+from gateway.api.schema import CompletionDetails, Finish, Traces, Usage
 from gateway.generation import Chunk, SchedulingTrace, Stream
 from gateway.metrics import End, JobMeter
 from gateway.text.detokenizer import Detokenizer
@@ -41,6 +43,7 @@ class Choice:
         """
         self.index = index
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self.finish_reason: Finish | None = None
         self.trace: SchedulingTrace | None = None
         self._stream = stream
@@ -67,6 +70,8 @@ class Choice:
     def take(self, chunk: Chunk) -> list[Part]:
         """What is certain with `chunk`; sets `finish_reason` with the last one, or where the output is complete."""
         parts = self._parser.push(self._text(chunk))
+        if self._parser.in_reasoning:
+            self.num_reasoning_tokens = self.num_tokens
         if self._is_complete:
             self._stream.finish()
         if chunk.finish_reason is not None or (self._is_complete and not self._awaits_trace):
@@ -145,7 +150,13 @@ class Choices:
 
     def usage(self) -> Usage:
         completion_tokens = sum(choice.num_tokens for choice in self._choices)
-        return Usage(self._prompt_tokens, completion_tokens, self._prompt_tokens + completion_tokens)
+        reasoning_tokens = sum(choice.num_reasoning_tokens for choice in self._choices)
+        return Usage(
+            self._prompt_tokens,
+            completion_tokens,
+            self._prompt_tokens + completion_tokens,
+            CompletionDetails(reasoning_tokens) if reasoning_tokens else UNSET,
+        )
 
     def traces(self) -> Traces:
         """One choice: its trace; more: theirs, in order."""

@@ -73,7 +73,7 @@ def _start(
         Choice(
             index,
             stream,
-            detokenizer=service.text.tokenizer.detokenizer(),
+            detokenizer=service.text.tokenizer.detokenizer(form.marks),
             stops=stops.matcher(),
             parser=OutputParser(form),
             meter=service.metrics.job(dialect.endpoint),

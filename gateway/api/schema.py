@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.api.errors import ApiError, invalid_value, unsupported
+from gateway.api.tools import Tool, ToolChoice, ToolUse, tool_use
 from gateway.generation import SchedulingTrace
 
 MAX_CHOICES_PER_PROMPT = 128
@@ -87,12 +88,33 @@ class ContentPart(msgspec.Struct, frozen=True):
     text: str | None = None
 
 
-class Message(msgspec.Struct, frozen=True):
+class CalledFunction(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str  # a JSON object
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["developer", "system", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
-    tool_calls: Any = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None  # the same
     function_call: Any = None
+
+
+class TemplateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client may tell the chat template: no more than whether to think, in the words of two families."""
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
 
 
 class ChatRequest(SamplingRequest, frozen=True, kw_only=True):
@@ -100,14 +122,22 @@ class ChatRequest(SamplingRequest, frozen=True, kw_only=True):
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Count | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None  # of "none" the template is told
+    chat_template_kwargs: TemplateOptions | None = None
     # Known, not served.
     top_logprobs: Any = None
-    tools: Any = None
-    tool_choice: Any = None
+    functions: Any = None
+    function_call: Any = None
     chat_template: Any = None
-    chat_template_kwargs: Any = None
     add_generation_prompt: Any = None
     continue_final_message: Any = None
+
+    def tool_use(self) -> ToolUse:
+        """Raises ApiError for tools and choices that make no sense."""
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
 
 
 class CompletionRequest(SamplingRequest, frozen=True, kw_only=True):
@@ -156,10 +186,9 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "prompt_embeds": (),
     "priority": (0,),
     "request_id": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "best_of": (1,),
@@ -184,10 +213,15 @@ def refuse_unsupported(request: msgspec.Struct) -> None:
 Finish = Literal["stop", "length", "tool_calls"]
 
 
+class CompletionDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
 Traces = SchedulingTrace | list[SchedulingTrace | None] | None
@@ -204,17 +238,6 @@ class Answer(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     choices: list[T]
     usage: Usage | UnsetType | None = UNSET  # absent in streams without include_usage
     x_sched: Traces | UnsetType = UNSET
-
-
-class CalledFunction(msgspec.Struct, frozen=True):
-    name: str
-    arguments: str  # a JSON object
-
-
-class ToolCall(msgspec.Struct, frozen=True):
-    id: str
-    function: CalledFunction
-    type: Literal["function"] = "function"
 
 
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):

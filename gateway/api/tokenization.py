@@ -27,7 +27,7 @@ class TokenizationEndpoint:
         asked = decode_tokenize(body)
         service.check_model(asked.model)
         if asked.messages is not None:
-            tokens = await self._chat.prompt(decode_chat(body))
+            tokens = (await self._chat.prompt(decode_chat(body))).tokens
         else:
             tokens = await self._encode(asked)
         decode = service.text.tokenizer.decode

@@ -8,7 +8,7 @@ long as it ends in a replacement character, even one that is really there.
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import tokenizers
@@ -39,18 +39,27 @@ class TokenPieces:
         steps = _decoder_steps(backend)
         kinds = [step["type"] for step in steps]
         if kinds == ["ByteLevel"]:
-            self._new: Callable[[], Detokenizer] = lambda: _ByteLevel(self._bytes)
+            self._new: Callable[[Mapping[int, str]], Detokenizer] = self._byte_level
         elif "ByteFallback" in kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
             # Strip takes a space from the start of a whole text; an output continues its prompt, so nothing is taken.
             self._replacements = list(_replacements(steps))
-            self._new = lambda: _ByteFallback(self._text)
+            self._new = self._byte_fallback
         else:
             raise ModelError(f"the tokenizer decodes with {' + '.join(kinds) or 'nothing'}, which is not supported")
         self._known_bytes: dict[int, bytes] = {}
         self._known_text: dict[int, str | int | None] = {}
 
-    def detokenizer(self) -> Detokenizer:
-        return self._new()
+    def detokenizer(self, shown: Collection[str] = ()) -> Detokenizer:
+        """Of special tokens it shows the `shown` ones only."""
+        ids = {self._backend.token_to_id(token): token for token in shown}
+        return self._new({id_: token for id_, token in ids.items() if id_ in self._skipped})
+
+    def _byte_level(self, shown: Mapping[int, str]) -> Detokenizer:
+        as_bytes = {id_: token.encode() for id_, token in shown.items()}
+        return _ByteLevel((lambda token: as_bytes.get(token) or self._bytes(token)) if shown else self._bytes)
+
+    def _byte_fallback(self, shown: Mapping[int, str]) -> Detokenizer:
+        return _ByteFallback((lambda token: shown.get(token) or self._text(token)) if shown else self._text)
 
     def _token(self, token: int) -> str | None:
         """None for special tokens, and for ids beyond the vocabulary (models pad their embeddings)."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from common.model_files import ModelError
+from gateway.text.conversation import Conversation
 from gateway.text.tokenizer import SpecialTokens
 
 MAX_CHARACTERS = 64 * 2**20  # of one rendered prompt; far above what any request can ask for honestly
@@ -35,17 +36,21 @@ class ChatTemplate:
         environment = _environment(now)
         try:
             self._template = environment.from_string(source)
+            self.knows_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise ModelError(f"the model's chat template cannot be compiled: {error}") from None
         # Templates ask whether tools and documents are none, not only whether they are defined.
         self._context = {"add_generation_prompt": True, "tools": None, "documents": None, **special.by_name}
 
-    def render(self, messages: list[dict[str, str]]) -> str:
+    def render(self, conversation: Conversation) -> str:
         """The prompt for the next message of the assistant. Raises TemplateRefusal when the messages do not fit."""
+        context = {**self._context, **conversation.options}
+        if conversation.tools:
+            context["tools"] = conversation.tools
         pieces: list[str] = []
         room = MAX_CHARACTERS
         try:
-            for piece in self._template.generate(messages=messages, **self._context):
+            for piece in self._template.generate(messages=conversation.messages, **context):
                 pieces.append(piece)
                 room -= len(piece)
                 if room < 0:

@@ -6,11 +6,15 @@ from typing import Any, TypeVar
 
 import anyio.to_thread
 
+from common.config import ReasoningMode, ToolFormatName
 from common.gguf_file import read_gguf
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
+from gateway.text.chat_form import ChatForm, chat_form
+from gateway.text.conversation import Conversation
 from gateway.text.gguf_tokenizer import gguf_tokenizer
-from gateway.text.template import ChatTemplate, TemplateRefusal, directory_template
+from gateway.text.output.parser import OutputForm
+from gateway.text.template import TemplateRefusal, directory_template
 from gateway.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_settings
 
 # Encoding 8,000 characters takes a few milliseconds; from here on a thread does it, so that streams go on meanwhile.
@@ -29,12 +33,20 @@ class PromptTooLong(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A rendered conversation."""
+
+    text: str
+    tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class TextModel:
     """A model's language."""
 
     name: str
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    chat: ChatForm | None
     stop_tokens: frozenset[int]  # end an answer
     vocab_size: int  # rows of the embedding; token ids are below it
 
@@ -42,10 +54,16 @@ class TextModel:
         """Token ids of a raw prompt. Raises PromptTooLong when it certainly has more than `max_tokens`."""
         return await _beside(len(text), lambda: self._encode(text, max_tokens, add_special_tokens=True))
 
-    async def encode_chat(self, messages: list[dict[str, str]], max_tokens: int) -> list[int]:
-        """Token ids of a conversation. Raises TemplateRefusal, and PromptTooLong as `encode` does."""
-        size = sum(len(message["content"]) + _MESSAGE_CHARACTERS for message in messages)
-        return await _beside(size, lambda: self._encode_chat(messages, max_tokens))
+    async def encode_chat(self, conversation: Conversation, max_tokens: int) -> ChatPrompt:
+        """The prompt of a conversation. Raises TemplateRefusal, and PromptTooLong as `encode` does."""
+        size = sum(len(message["content"]) + _MESSAGE_CHARACTERS for message in conversation.messages)
+        size += _INLINE_CHARACTERS * conversation.uses_tools  # JSON of any size
+        return await _beside(size, lambda: self._encode_chat(conversation, max_tokens))
+
+    def output_form(self, prompt: ChatPrompt, names: frozenset[str], *, one_call: bool) -> OutputForm:
+        """What may be in the answer to `prompt`. `names`: of the functions that were offered."""
+        assert self.chat is not None, prompt
+        return self.chat.output_form(prompt.text, names, one_call=one_call)
 
     async def decode(self, tokens: list[int]) -> str:
         """The text of `tokens`, special ones included."""
@@ -57,11 +75,12 @@ class TextModel:
             raise PromptTooLong(fewest)
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    def _encode_chat(self, messages: list[dict[str, str]], max_tokens: int) -> list[int]:
-        if self.template is None:
+    def _encode_chat(self, conversation: Conversation, max_tokens: int) -> ChatPrompt:
+        if self.chat is None:
             raise TemplateRefusal("this model has no chat template; use /v1/completions")
+        text = self.chat.render(conversation)
         # The template writes all special tokens itself.
-        return self._encode(self.template.render(messages), max_tokens, add_special_tokens=False)
+        return ChatPrompt(text, self._encode(text, max_tokens, add_special_tokens=False))
 
 
 async def _beside(characters: int, work: Callable[[], T]) -> T:
@@ -69,7 +88,14 @@ async def _beside(characters: int, work: Callable[[], T]) -> T:
     return work() if characters <= _INLINE_CHARACTERS else await anyio.to_thread.run_sync(work)
 
 
-def load_text_model(files: ModelFiles, spec: ModelSpec, metadata: Mapping[str, Any] | None = None) -> TextModel:
+def load_text_model(
+    files: ModelFiles,
+    spec: ModelSpec,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    tool_format: ToolFormatName = "auto",
+    reasoning: ReasoningMode = "auto",
+) -> TextModel:
     """Read tokenizer and template of a model. `metadata`: of the GGUF file, where somebody has read it already.
 
     Raises ModelError when the model's tokenizer or template is missing, damaged or not supported.
@@ -81,5 +107,5 @@ def load_text_model(files: ModelFiles, spec: ModelSpec, metadata: Mapping[str, A
     else:
         tokenizer = load_tokenizer(files.path, prepend_bos=spec.family == "opt")
         source = directory_template(files.path, tokenizer_settings(files.path))
-    template = ChatTemplate(source, tokenizer.special) if source else None
-    return TextModel(files.name, tokenizer, template, frozenset(spec.eos_token_ids), spec.vocab_size)
+    chat = chat_form(source, tokenizer, tool_format, reasoning) if source else None
+    return TextModel(files.name, tokenizer, chat, frozenset(spec.eos_token_ids), spec.vocab_size)

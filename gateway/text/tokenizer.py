@@ -1,7 +1,7 @@
 """From text to token ids: a model's tokenizer, read from its directory. Knows nothing of chats, templates or HTTP."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +55,13 @@ class Tokenizer:
         """The text of `tokens`."""
         return self._backend.decode(tokens, skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self) -> Detokenizer:
-        """A new incremental decoder for the output of one job."""
-        return self._pieces.detokenizer()
+    def has_token(self, text: str) -> bool:
+        """Is `text` one token?"""
+        return self._backend.token_to_id(text) is not None
+
+    def detokenizer(self, shown: Collection[str] = ()) -> Detokenizer:
+        """A new incremental decoder for the output of one job. Of special tokens it shows the `shown` ones only."""
+        return self._pieces.detokenizer(shown)
 
 
 def load_tokenizer(directory: Path, *, prepend_bos: bool = False) -> Tokenizer:

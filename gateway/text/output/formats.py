@@ -17,6 +17,7 @@ class ToolFormat:
     read: Grammar  # all of an output after the reasoning, given the names of the functions that were offered
     marks: frozenset[str]  # that may be special tokens: they must be seen to be read
     signs: tuple[str, ...]  # one of them is in a template that teaches this format
+    call_id: Callable[[str], str] | None = None  # what templates want for a client's id of a call
 
 
 HERMES = ToolFormat("hermes", hermes.hermes, frozenset({hermes.OPEN, hermes.CLOSE}), ("<tool_call>",))
@@ -26,6 +27,7 @@ MISTRAL = ToolFormat(
     mistral.mistral,
     frozenset({mistral.OPEN, mistral.CALL_ID, mistral.ARGUMENTS}),
     ("[TOOL_CALLS]", "[AVAILABLE_TOOLS]"),
+    mistral.call_id,
 )
 FORMATS = {tool_format.name: tool_format for tool_format in (HERMES, LLAMA, MISTRAL)}
 

@@ -2,6 +2,7 @@
 `[TOOL_CALLS]f[ARGS]{...}`, with a `[CALL_ID]` between or without.
 """
 
+import hashlib
 import string
 from collections.abc import Generator
 
@@ -46,3 +47,8 @@ def _named_call(source: Source) -> Generator[None, None, None]:
         source.end_call()
     except Malformed:
         return
+
+
+def call_id(id_: str) -> str:
+    """Nine letters and digits for any id: the templates refuse others."""
+    return hashlib.blake2b(id_.encode(), digest_size=5).hexdigest()[:9]

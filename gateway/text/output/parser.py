@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from gateway.text.output.formats import ToolFormat
 from gateway.text.output.parts import Content, Part
-from gateway.text.output.reasoning import think
+from gateway.text.output.reasoning import CLOSE, OPEN, think
 from gateway.text.output.source import Enough, Source
 
 
@@ -18,6 +18,12 @@ class OutputForm:
     one_call: bool = False  # the first call ends the output
     reasons: bool = False  # it may begin with reasoning
     reasoning_opened: bool = False  # the prompt ends within reasoning
+
+    @property
+    def marks(self) -> frozenset[str]:
+        """What has to be seen in the text, even where it is a special token."""
+        thoughts = frozenset({OPEN, CLOSE}) if self.reasons else frozenset[str]()
+        return thoughts if self.tool_format is None else thoughts | self.tool_format.marks
 
     @property
     def is_plain(self) -> bool:
