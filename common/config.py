@@ -26,6 +26,7 @@ _AT_LEAST_ONE = (  # where they are given
     "max_batch_tokens",
     "num_levels",
 )
+_AT_LEAST_ZERO = ("kv_host_blocks", "prefill_chunk_tokens")
 
 
 class ConfigError(ValueError):
@@ -82,7 +83,9 @@ class Config:
     max_batch_jobs: int = 16
     """Most jobs in one iteration."""
     max_batch_tokens: int = 2048
-    """Most tokens in one iteration; one longer prompt still runs, alone with the decoding jobs."""
+    """Most tokens in one iteration."""
+    prefill_chunk_tokens: int = 0
+    """Most prompt tokens in one iteration; longer prompts are computed in chunks. 0: as many as --max-batch-tokens."""
     max_waiting_jobs: int = 1024
     """Jobs that may wait before new requests are told to come back later (429)."""
     num_levels: int = 16
@@ -113,9 +116,11 @@ class Config:
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
-        if self.kv_host_blocks is not None and self.kv_host_blocks < 0:
-            raise ConfigError("--kv-host-blocks must not be negative")
+                raise ConfigError(f"{_option(name)} must be at least 1")
+        for name in _AT_LEAST_ZERO:
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"{_option(name)} must not be negative")
         if self.quantum_ms is not None and self.quantum_ms <= 0:
             raise ConfigError("--quantum-ms must be greater than 0")
         if self.quantum_growth <= 1:
@@ -124,6 +129,10 @@ class Config:
             value = getattr(self, name)
             if value is not None:
                 parse_bytes(value)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def parse_bytes(text: str) -> int:

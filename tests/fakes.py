@@ -61,8 +61,8 @@ class Drive:
 
 
 def answer(plan: Plan, token: int = 7) -> Result:
-    """What the last stage would say, every job getting the same token."""
-    return Result(plan.seq, [token for _ in plan.entries], 0.0, 0.0)
+    """What the last stage would say, every job that wants a token getting the same."""
+    return Result(plan.seq, [token if entry.sampling else None for entry in plan.entries], 0.0, 0.0)
 
 
 COST_FOR_MACHINES = LinearCost(decode=1.0, prefill_per_token=0.25)

@@ -46,6 +46,7 @@ def test_the_defaults_are_a_configuration() -> None:
         ({"max_context": -5}, "--max-context must be at least 1"),
         ({"kv_device_blocks": 0}, "--kv-device-blocks must be at least 1"),
         ({"kv_host_blocks": -1}, "--kv-host-blocks must not be negative"),
+        ({"prefill_chunk_tokens": -1}, "--prefill-chunk-tokens must not be negative"),
         ({"quantum_ms": 0.0}, "--quantum-ms must be greater than 0"),
         ({"quantum_growth": 1.0}, "--quantum-growth must be greater than 1"),
         ({"kv_device_memory": "lots"}, "not a size: 'lots'"),

@@ -141,6 +141,29 @@ def test_tokens_survive_both_memories_being_full(tiny: Path, alone: list[Answer]
     assert tokens(crowded) == tokens(alone)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("strategy", ["proactive", "reactive", "recompute"])
+def test_tokens_survive_prompts_in_chunks_whose_jobs_lose_their_place_in_between(
+    tiny: Path, alone: list[Answer], strategy: str, stages: int, device: str
+) -> None:
+    crowded = run_world(
+        thirty_jobs(300),
+        model=str(tiny),
+        threads=1,
+        device=device,
+        dtype="fp32",
+        kv_strategy=strategy,
+        kv_host_blocks=500,
+        pipeline_parallel=stages,
+        prefill_chunk_tokens=7,
+        clock=ten_seconds_each_time(),
+        **{**CROWDED, "max_batch_jobs": 2 // stages},
+    )
+    assert tokens(crowded) == tokens(alone)
+    assert sum(answer.trace.iterations - len(answer.tokens) for answer in crowded) > 30
+
+
 @pytest.mark.parametrize("policy", ["mlfq", "fcfs", "static", "srpt"])
 def test_tokens_do_not_depend_on_the_policy(tiny: Path, alone: list[Answer], policy: str) -> None:
     assert tokens(run_world(thirty_jobs(300), model=str(tiny), threads=1, policy=policy)) == tokens(alone)

@@ -66,23 +66,75 @@ def test_logits_that_are_not_finite_fail_that_job_alone() -> None:
 
 
 def test_batches_are_limited_by_jobs_and_by_tokens() -> None:
-    run = drive(max_batch_jobs=3, max_batch_tokens=50)
-    for job_id, prompt in enumerate((20, 20, 20, 2)):
+    run = drive(max_batch_jobs=4, max_batch_tokens=50)
+    for job_id, prompt in enumerate((20, 20, 20, 2, 20)):
         run.submit(job_id, prompt, 1)
     run.run()
-    # The third prompt does not fit into 50 tokens; the small one behind it must not overtake it.
-    assert run.schedule == [[0, 1], [2, 3]] or run.schedule[0] == [3, 0, 1]
+    # The small prompt joins a higher level. Of the fourth in order 8 tokens fit into the first 50.
+    # That iteration took longer than its quantum, so that it goes on behind the fifth.
+    assert run.schedule == [[3, 0, 1, 2], [4, 2]]
+    assert computed(run) == [[2, 20, 20, 8], [20, 12]]
 
 
-def test_a_prompt_longer_than_the_token_budget_runs_as_the_only_prefill() -> None:
+def computed(run: Drive) -> list[list[int]]:
+    """Tokens that each job computes in each iteration."""
+    return [[len(entry.tokens) for entry in plan.entries] for plan in run.plans]
+
+
+def test_a_prompt_longer_than_the_token_budget_is_computed_in_chunks() -> None:
     run = drive(max_batch_tokens=16)
     run.submit(1, 40, 2)
-    run.submit(2, 4, 2)
     run.run()
-    assert set(run.finished_at) == {1, 2}
-    assert all(
-        sum(len(e.tokens) > 1 for e in plan.entries) <= 1 for plan in run.plans if len(plan.entries[0].tokens) > 16
-    )
+    assert computed(run) == [[16], [16], [8], [1]]
+    assert [plan.entries[0].start for plan in run.plans] == [0, 16, 32, 40]
+    assert [plan.entries[0].sampling is None for plan in run.plans] == [True, True, False, False]
+    assert [token for plan in run.plans for token in plan.entries[0].tokens] == [*range(40), 7]
+
+
+def test_chunks_run_beside_decoding_jobs_which_go_on_in_every_iteration() -> None:
+    run = drive(prefill_chunk_tokens=16)
+    run.submit(1, 4, 10)
+    run.step()
+    run.submit(2, 40, 2)
+    run.run()
+    shares = [{entry.job_id: len(entry.tokens) for entry in plan.entries} for plan in run.plans]
+    assert shares[1:5] == [{1: 1, 2: 16}, {1: 1, 2: 16}, {1: 1, 2: 8}, {1: 1, 2: 1}]
+
+
+def test_a_chunk_is_shared_by_the_prompts_that_fit_into_it_in_order() -> None:
+    run = drive(prefill_chunk_tokens=16, policy="fcfs")
+    for job_id, prompt in enumerate((10, 10, 3)):
+        run.submit(job_id, prompt, 1)
+    run.run()
+    # The third fits beside the first, but must not overtake the second.
+    assert run.schedule == [[0, 1], [1, 2]]
+    assert computed(run) == [[10, 6], [4, 3]]
+
+
+def test_no_token_comes_before_the_last_chunk_and_every_chunk_is_charged() -> None:
+    run = drive(prefill_chunk_tokens=16, aging=0.0)
+    job = run.submit(1, 40, 2)
+    assert job.joined_level == 2  # covers all 40 tokens: 4 s
+    assert [run.step(), run.step()] == [[], []]
+    assert job.counts.prefill_s == job.used_s == pytest.approx(3.2)
+    outcomes = run.step()
+    assert outcomes is not None
+    assert [outcome.token for outcome in outcomes] == [7]
+    trace = job.trace(run.now, 0)
+    assert (trace.iterations, trace.demotions) == (3, 1)
+
+
+def test_a_job_that_is_preempted_in_the_middle_of_its_prompt_keeps_its_kv_and_goes_on() -> None:
+    run = drive(prefill_chunk_tokens=16, max_batch_jobs=1, block_tokens=4, device=12, aging=0.0)
+    long = run.submit(1, 40, 2)
+    run.step()
+    for job_id in range(2, 5):
+        run.submit(job_id, 2, 3)
+    run.step()
+    assert run.schedule == [[1], [2]]
+    run.run()
+    assert [entry.start for plan in run.plans for entry in plan.entries if entry.job_id == 1] == [0, 16, 32, 40]
+    assert long.counts.recomputes == 0
 
 
 def test_a_job_is_in_at_most_one_plan_and_the_pipeline_is_filled() -> None:

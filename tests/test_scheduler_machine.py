@@ -54,9 +54,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         device=st.integers(12, 24),
         host=st.integers(0, 24),
         aging=st.sampled_from([0.0, 1.0, 8.0]),
+        chunk=st.sampled_from([0, 1, 3, 8]),
     )
     def start(  # noqa: PLR0917 - drawn by name
-        self, policy: str, strategy: str, stages: int, device: int, host: int, aging: float
+        self, policy: str, strategy: str, stages: int, device: int, host: int, aging: float, chunk: int
     ) -> None:
         config = Config(
             policy=policy,  # type: ignore[arg-type]
@@ -65,6 +66,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_batch_jobs=3,
             block_tokens=BLOCK,
             aging=aging,
+            prefill_chunk_tokens=chunk,
         )
         self.scheduler = Scheduler(config, COST_FOR_MACHINES, device, host)
         self.memories = Memories()

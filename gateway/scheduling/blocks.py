@@ -61,12 +61,12 @@ class BlockLedger:
         job.device_blocks += self.device.take(self.missing(job))
 
     def offload(self, job: Job) -> list[tuple[int, int]]:
-        """Start moving the job to the host. Returns (device block, host block) pairs."""
+        """Start moving the job to the host. Returns (device block, host block) pairs, of the blocks that hold KV."""
         self._queue.relocate(job, "offload")
-        job.host_blocks = self.host.take(len(job.device_blocks))
+        job.host_blocks = self.host.take(self.blocks_for(job.computed))
         job.counts.offloaded_blocks += len(job.host_blocks)
         self.departing += len(job.device_blocks)
-        return list(zip(job.device_blocks, job.host_blocks, strict=True))
+        return list(zip(job.device_blocks, job.host_blocks, strict=False))
 
     def upload(self, job: Job) -> list[tuple[int, int]]:
         """Start moving the job to the device. Returns (host block, device block) pairs."""

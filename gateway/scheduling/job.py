@@ -78,24 +78,31 @@ class Job:
 
     @property
     def context(self) -> int:
-        """Tokens whose KV exists after its next iteration."""
+        """Tokens whose KV must exist for its next one."""
         return len(self.generation.prompt) + len(self.output)
 
     @property
     def pending(self) -> int:
-        """Tokens that its next iteration computes."""
+        """Tokens to compute before it gets its next one."""
         return self.context - self.computed
+
+    @property
+    def prefills(self) -> bool:
+        """Whether its next iteration computes more than the token that the last one gave it."""
+        return self.pending > 1 or not self.output
 
     @property
     def remaining(self) -> int:
         """Output tokens still to come, at most."""
         return self.generation.max_tokens - len(self.output)
 
-    def pending_tokens(self) -> list[int]:
+    def next_tokens(self, count: int) -> list[int]:
+        """The first `count` of its pending tokens."""
         prompt, output = self.generation.prompt, self.output
+        end = self.computed + count
         if self.computed >= len(prompt):
-            return output[self.computed - len(prompt) :]
-        return prompt[self.computed :] + output
+            return output[self.computed - len(prompt) : end - len(prompt)]
+        return prompt[self.computed : end] + output[: max(0, end - len(prompt))]
 
     def relocate(self, event: str) -> None:
         """Change residence. Raises AssertionError, and changes nothing, where the table has no such transition."""

@@ -41,8 +41,7 @@ class Outcome:
 class _InFlight:
     seq: int
     sent_at: float
-    batch: list[Job]
-    prefills: list[bool]
+    batch: dict[Job, int]  # the tokens that each job computes
     moves: Moves
 
 
@@ -128,7 +127,6 @@ class Scheduler:
             self.queue.rerank(job, rank)
         turn = self._walk()
         self._drop(turn.dropped)
-        prefills = [job.pending > 1 or job.started_at is None for job in turn.batch]
         uploads = [pair for job in turn.batch for pair in self._start(job, now)]
         moves = self._strategy.moves(turn, lambda: self._policy.outlook(self.queue, now))
         self._drop(moves.drop)
@@ -139,8 +137,8 @@ class Scheduler:
             # What was just dropped made room for somebody. Ends: every round drops a job that was resident.
             return self.plan(now, epoch) if moves.drop else None
         self._seq += 1
-        self._flights.append(_InFlight(self._seq, now, turn.batch, prefills, moves))
-        entries = [_entry(job) for job in turn.batch]
+        self._flights.append(_InFlight(self._seq, now, turn.batch, moves))
+        entries = [_entry(job, count) for job, count in turn.batch.items()]
         return Plan(self._seq, epoch, entries, offloads, uploads, self._strategy.copies_first)
 
     def commit(self, result: Result, now: float) -> list[Outcome]:
@@ -153,15 +151,21 @@ class Scheduler:
         for job in flight.moves.upload:
             self.ledger.land_upload(job)
         elapsed_s = now - flight.sent_at
-        next_s = self._cost.decode_s(max(1, len(flight.batch)))
+        decode_s = self._cost.decode_s(max(1, len(flight.batch)))
         outcomes = []
-        for job, token, prefill in zip(flight.batch, result.tokens, flight.prefills, strict=True):
+        for (job, count), token in zip(flight.batch.items(), result.tokens, strict=True):
             job.in_flight = False
-            _attribute(job, elapsed_s, prefill)
-            if not job.aborted:
-                outcomes.append(self._advance(job, token, elapsed_s, next_s, now))
-        moved = flight.moves.offload + flight.moves.upload
-        for job in {id(job): job for job in flight.batch + moved}.values():
+            _attribute(job, elapsed_s)
+            if job.aborted:
+                continue
+            job.computed += count
+            job.waiting_since = now
+            if not job.pending:
+                outcomes.append(self._advance(job, token))
+            if job.finish_reason is None:
+                next_s = self._cost.prefill_s(job.pending) if job.prefills else decode_s
+                self.queue.rerank(job, self._policy.charge(job, elapsed_s, next_s, now))
+        for job in dict.fromkeys([*flight.batch, *flight.moves.offload, *flight.moves.upload]):
             if (job.aborted or job.finish_reason) and not self._is_held(job):
                 self._remove(job)
         return outcomes
@@ -173,6 +177,7 @@ class Scheduler:
         turn = Turn(
             jobs_left=self._batch_limit(),
             tokens_left=self._config.max_batch_tokens,
+            prompt_tokens_left=self._config.prefill_chunk_tokens or self._config.max_batch_tokens,
             blocks_left=self.ledger.device.num_free,
             cold_open=True,
         )
@@ -182,7 +187,7 @@ class Scheduler:
                 break
             if job.in_flight or job.aborted or job in turn.dropped or not (opens or job.started_at is not None):
                 continue
-            if not turn.affords(job):
+            if not turn.share(job):
                 turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
             else:
                 self._fit(job, turn)
@@ -238,9 +243,8 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------ after a result
 
-    def _advance(self, job: Job, token: int | None, elapsed_s: float, next_s: float, now: float) -> Outcome:
-        job.computed = job.context
-        job.waiting_since = now
+    def _advance(self, job: Job, token: int | None) -> Outcome:
+        """Give the job its next token; all before it is computed."""
         generation = job.generation
         if token is None:
             job.finish_reason = "error"
@@ -250,8 +254,6 @@ class Scheduler:
             job.output.append(token)
             if job.remaining <= 0:
                 job.finish_reason = "length"
-        if job.finish_reason is None:
-            self.queue.rerank(job, self._policy.charge(job, elapsed_s, next_s, now))
         return Outcome(job, token, job.finish_reason)
 
     def _is_held(self, job: Job) -> bool:
@@ -266,16 +268,19 @@ class Scheduler:
         return f"<Scheduler {self.queue!r}, {self.num_in_flight} in flight | {self.ledger!r}>"
 
 
-def _attribute(job: Job, elapsed_s: float, prefill: bool) -> None:
+def _attribute(job: Job, elapsed_s: float) -> None:
     job.counts.iterations += 1
     job.attained_s += elapsed_s
-    if prefill:
+    if job.prefills:
         job.counts.prefill_s += elapsed_s
     else:
         job.counts.decode_s += elapsed_s
 
 
-def _entry(job: Job) -> Entry:
+def _entry(job: Job, count: int) -> Entry:
+    tokens, blocks = job.next_tokens(count), list(job.device_blocks)
+    if count < job.pending:  # not the last chunk
+        return Entry(job.id, job.computed, tokens, blocks, None)
     generation = job.generation
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.min_p, generation.seed)
     penalized = generation.presence_penalty or generation.frequency_penalty or generation.repetition_penalty != 1
@@ -289,4 +294,4 @@ def _entry(job: Job) -> Entry:
             list(job.output),
         )
     forbidden = sorted(generation.stop_tokens) if len(job.output) < generation.min_tokens else []
-    return Entry(job.id, job.computed, job.pending_tokens(), list(job.device_blocks), sampling, penalties, forbidden)
+    return Entry(job.id, job.computed, tokens, blocks, sampling, penalties, forbidden)

@@ -16,24 +16,26 @@ class Turn:
 
     jobs_left: int
     tokens_left: int
+    prompt_tokens_left: int  # of those, for jobs that prefill
     blocks_left: int
     cold_open: bool  # jobs without KV may still be taken
-    batch: list[Job] = field(default_factory=list)
+    batch: dict[Job, int] = field(default_factory=dict)  # the tokens that each job computes
     blocked: list[Job] = field(default_factory=list)  # would run, but for missing device blocks; in policy order
     dropped: list[Job] = field(default_factory=list)  # lose their KV to make room in this very turn
     _passed: int = 0
-    _prefills: int = 0
 
-    def affords(self, job: Job) -> bool:
-        """Whether the tokens fit. A prompt longer than the whole budget runs as the turn's only prefill."""
-        return job.pending <= self.tokens_left or (job.pending > 1 and self._prefills == 0)
+    def share(self, job: Job) -> int:
+        """Tokens that the job may compute: all, or the first chunk of them. None are left where it is 0."""
+        most = self.prompt_tokens_left if job.prefills else 1
+        return min(job.pending, most, self.tokens_left)
 
     def take(self, job: Job, blocks: int) -> None:
-        self.batch.append(job)
+        share = self.share(job)
+        self.batch[job] = share
         self.jobs_left -= 1
-        self.tokens_left -= job.pending
+        self.tokens_left -= share
+        self.prompt_tokens_left -= share if job.prefills else 0
         self.blocks_left -= blocks
-        self._prefills += job.pending > 1
 
     def pass_over(self, job: Job) -> None:
         """`job` does not fit. Those behind it may, but not without bound."""
