@@ -10,6 +10,7 @@ import tyro
 from common.channel import Channel
 from common.config import Config, ConfigError
 from common.model_files import ModelError
+from launch.bench.chunks import ChunksBench
 from launch.bench.preemption import PreemptionBench
 from launch.bench.scheduler import SchedulerBench
 from launch.mpiexec import run_world, under_launcher
@@ -41,7 +42,8 @@ class Profile(Config):
 
 
 Bench = (
-    Annotated[PreemptionBench, tyro.conf.subcommand("preemption")]
+    Annotated[ChunksBench, tyro.conf.subcommand("chunks")]
+    | Annotated[PreemptionBench, tyro.conf.subcommand("preemption")]
     | Annotated[SchedulerBench, tyro.conf.subcommand("scheduler")]
 )
 
