@@ -46,6 +46,15 @@ class Config:
     """Port to listen on; 0 picks a free one."""
     served_model_name: str | None = None
     """The id that clients see in /v1/models. Default: the model's own name."""
+    api_key_file: str | None = None
+    """TOML file of the keys that clients need, hashed, with their limits; `skipjoin key` makes them. Keys without
+    limits may also stand in the environment, as SKIPJOIN_API_KEYS=KEY,KEY. Default: no key is needed."""
+    cors_origins: tuple[str, ...] = ()
+    """Web pages that may use the server from a browser, such as https://chat.example.org; * for all."""
+    ssl_certfile: str | None = None
+    """Certificate chain in PEM: serve HTTPS."""
+    ssl_keyfile: str | None = None
+    """The certificate's private key. Default: it is in the same file."""
 
     pipeline_parallel: int = 1
     """Number of pipeline stages. A world needs one rank more: the gateway."""
@@ -123,6 +132,8 @@ class Config:
                 raise ConfigError(f"{_option(name)} must not be negative")
         if self.quantum_ms is not None and self.quantum_ms <= 0:
             raise ConfigError("--quantum-ms must be greater than 0")
+        if self.ssl_keyfile and not self.ssl_certfile:
+            raise ConfigError("--ssl-keyfile needs --ssl-certfile")
         if self.quantum_growth <= 1:
             raise ConfigError("--quantum-growth must be greater than 1")
         for name in ("kv_device_memory", "kv_host_memory"):

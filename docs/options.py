@@ -47,7 +47,7 @@ def docstrings() -> dict[str, str]:
 
 
 def default(value: object) -> str:
-    return "" if value is None else f"`{value}`"
+    return "" if value in (None, ()) else f"`{value}`"
 
 
 def choices(hint: Any) -> str:

@@ -7,13 +7,17 @@ from prometheus_client import CollectorRegistry
 from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from common.config import Config
+from gateway.api.access_log import AccessLog
 from gateway.api.chat import ChatEndpoint
 from gateway.api.completions import CompletionEndpoint
 from gateway.api.errors import HANDLED, RequestIds, answer_error
 from gateway.api.health import HealthEndpoint
+from gateway.api.idempotency import Idempotency
+from gateway.api.keys import Door, KeyRing
 from gateway.api.models import ModelsEndpoint
 from gateway.api.openapi import OpenApiEndpoint
 from gateway.api.operations import Operation
@@ -40,18 +44,37 @@ from gateway.metrics import HttpMetrics, RequestCounter
 from gateway.text.text_model import TextModel
 
 
-def create_app(config: Config, engine: Engine, text: TextModel, registry: CollectorRegistry) -> Starlette:
-    """The application that serves `engine` in the words of `text`; its metrics go to `registry`."""
+def create_app(
+    config: Config, engine: Engine, text: TextModel, registry: CollectorRegistry, keys: KeyRing
+) -> Starlette:
+    """The application that serves `engine` to who has one of `keys`; its metrics go to `registry`."""
     # Its default ends all streams at SIGTERM; ours drain: they end when their jobs do.
     AppStatus.enable_automatic_graceful_drain = False
     metrics = HttpMetrics(registry)
     app = Starlette(
         routes=list(_routes(Service(config, engine, text, metrics), registry)),
-        middleware=[Middleware(RequestIds), Middleware(RequestCounter, metrics)],
+        middleware=[
+            Middleware(RequestIds),
+            Middleware(AccessLog),
+            Middleware(RequestCounter, metrics),
+            Middleware(CORSMiddleware, **_cross_origin(config)),
+            Middleware(Door, keys),
+            Middleware(Idempotency, config.max_body_bytes),
+        ],
         exception_handlers=dict.fromkeys(HANDLED, answer_error),
     )
     app.router.redirect_slashes = False  # clients follow redirects badly; both forms are routes
     return app
+
+
+def _cross_origin(config: Config) -> dict[str, Any]:
+    """Browsers ask before they let a page send JSON or a key, and hide all headers but these from it."""
+    return {
+        "allow_origins": config.cors_origins,
+        "allow_methods": ["GET", "POST", "DELETE"],
+        "allow_headers": ["*"],
+        "expose_headers": ["x-request-id", "retry-after", "retry-after-ms", "x-ratelimit-*"],
+    }
 
 
 def _routes(service: Service, registry: CollectorRegistry) -> Iterator[Route]:

@@ -79,7 +79,7 @@ class JobEngine:
         self._jobs: dict[JobStream, Job] = {}
         self._next_id = 1
         self._service_s = 0.0  # moving average of seconds per finished job, all jobs together
-        self._last_finish: float | None = None
+        self._last_finish = 0.0  # or when the first job came after all had ended
         self.statistics = Statistics()
         self.cluster: Cluster | None = None  # set before the engine is ready, as is the scheduler
         self.scheduler: Scheduler | None = None
@@ -247,6 +247,8 @@ class JobEngine:
         while self._commands:
             command = self._commands.popleft()
             if isinstance(command, _Submit):
+                if not self._streams:
+                    self._last_finish = now  # the time in which nobody asked says nothing
                 job = scheduler.submit(self._next_id, command.generation, now)
                 self._next_id += 1
                 self._streams[job.id] = (job, command.stream)
@@ -295,8 +297,7 @@ class JobEngine:
         statistics.failed += job.finish_reason == "error"
         statistics.preemptions += counts.preemptions
         statistics.recomputes += counts.recomputes
-        if self._last_finish is not None:
-            self._service_s += 0.1 * (now - self._last_finish - self._service_s)
+        self._service_s += 0.1 * (now - self._last_finish - self._service_s)
         self._last_finish = now
         self._forget(job)
 

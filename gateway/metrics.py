@@ -4,14 +4,14 @@ The engine adds its own to the same registry.
 """
 
 import time
-from collections.abc import Callable
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.accounts import Account, Clock
+
 End = Literal["stop", "length", "tool_calls", "error", "aborted"]
-Clock = Callable[[], float]
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0)
 
@@ -48,17 +48,19 @@ class HttpMetrics:
             buckets=_SECONDS,
         )
 
-    def job(self, endpoint: str) -> "JobMeter":
-        """Begin to measure one job, admitted now."""
-        return JobMeter(self, endpoint, self._clock)
+    def job(self, endpoint: str, account: Account) -> "JobMeter":
+        """Begin to measure one job of `account`, admitted now."""
+        return JobMeter(self, endpoint, account, self._clock)
 
 
 class JobMeter:
-    """Measures one job, from its admission to its end."""
+    """Measures one job, from its admission to its end, for the operator and for the account that pays."""
 
-    def __init__(self, metrics: HttpMetrics, endpoint: str, clock: Clock) -> None:
+    def __init__(self, metrics: HttpMetrics, endpoint: str, account: Account, clock: Clock) -> None:
         self._metrics = metrics
         self._endpoint = endpoint
+        self._account = account
+        account.begin_job()
         self._clock = clock
         self._admitted = clock()
         self._has_tokens = False
@@ -70,8 +72,11 @@ class JobMeter:
             self._has_tokens = True
             self._metrics.first_token.labels(self._endpoint).observe(self._clock() - self._admitted)
         self._count(count)
+        self._account.spend(count)
 
     def end(self, end: End) -> None:
+        """Exactly once."""
+        self._account.end_job()
         self._metrics.jobs.labels(self._endpoint, end).inc()
         if end != "aborted":
             self._metrics.completion.labels(self._endpoint).observe(self._clock() - self._admitted)
@@ -85,10 +90,6 @@ class RequestCounter:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
         async def count(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none").rstrip("/")

@@ -13,6 +13,7 @@ from common.model_files import ModelError
 from launch.bench.chunks import ChunksBench
 from launch.bench.preemption import PreemptionBench
 from launch.bench.scheduler import SchedulerBench
+from launch.key import Key
 from launch.mpiexec import run_world, under_launcher
 from launch.rank import run_rank
 
@@ -58,6 +59,7 @@ class Benches:
 Command = (
     Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Profile, tyro.conf.subcommand("profile")]
+    | Annotated[Key, tyro.conf.subcommand("key")]
     | Annotated[Benches, tyro.conf.subcommand("bench")]
 )
 
@@ -69,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = tyro.cli(Command, args=arguments, prog="skipjoin", description=__doc__)
         if isinstance(command, Benches):
             return command.bench.run()
+        if isinstance(command, Key):
+            return command.run()
         if under_launcher():
             return run_rank(command, command.as_gateway)
         return run_world(command.pipeline_parallel + 1, arguments)

@@ -1,26 +1,25 @@
 """Rank 0: HTTP from the first moment, the engine beside it, progress while it loads, signals that drain."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 
-import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
 from common.channel import Channel
-from common.config import Config
+from common.config import Config, ConfigError
 from common.model_files import ModelError, locate
 from common.records import Stop, encode
 from common.spec_reader import read_spec
+from gateway.api.keys import load_keys
 from gateway.app import create_app
 from gateway.engine import JobEngine
 from gateway.engine_metrics import EngineCollector
+from gateway.http_server import http_server, raise_open_files_limit
 from gateway.start_up import Cluster
 from gateway.text.text_model import load_text_model
 from launch.bars import Bars
@@ -32,34 +31,26 @@ EXIT_LOST = 3  # the workers are lost: a supervisor should start the job again
 STOP_TIMEOUT_S = 10.0
 # The engine's thread must not wait 5 ms, Python's default, until the event loop lets go of the interpreter.
 GIL_SWITCH_S = 0.0005
-_HTTP_CLOSE_TIMEOUT_S = 3
 
 
 def run_gateway(config: Config, channel: Channel) -> int:
     """Serve until a signal, or until the workers are lost. Returns the exit status."""
     sys.setswitchinterval(GIL_SWITCH_S)
+    raise_open_files_limit()
     try:
         return uvloop.run(_Gateway(config, channel).run())
-    except (ModelError, OSError) as error:
+    except (ModelError, ConfigError, OSError) as error:
         print(f"skipjoin: {error}", file=sys.stderr)
         channel.send(range(1, channel.size), encode(Stop()))
         channel.close(STOP_TIMEOUT_S)
         return EXIT_USAGE
 
 
-class _HttpServer(uvicorn.Server):
-    """uvicorn without signal handling of its own: the first signal drains, and answers go on meanwhile."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class _Gateway:
     """One life of the process, from loading to the last stream's end."""
 
     def __init__(self, config: Config, channel: Channel) -> None:
-        """Raises ModelError, and OSError when the port cannot be had."""
+        """Raises ModelError, ConfigError, and OSError when the port cannot be had."""
         self._config = config
         self._listener = _listen(config)
         files = locate(config.model)
@@ -68,19 +59,13 @@ class _Gateway:
         self._engine = JobEngine(config, files, spec, channel, progress=Bars())
         registry = CollectorRegistry()
         registry.register(EngineCollector(self._engine))
-        self._app = create_app(config, self._engine, text, registry)
+        app = create_app(config, self._engine, text, registry, load_keys(config))
+        self._http = http_server(config, app)
         self._name = config.served_model_name or text.name
         self._forced = asyncio.Event()
 
     async def run(self) -> int:
-        http = _HttpServer(
-            uvicorn.Config(
-                self._app,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=_HTTP_CLOSE_TIMEOUT_S,
-            )
-        )
+        http = self._http
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
         self._engine.start()
@@ -118,7 +103,8 @@ class _Gateway:
         assert self._engine.cluster is not None
         log.info("%s", describe(self._config, self._engine.cluster))
         host, port = self._listener.getsockname()[:2]
-        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/v1"
+        scheme = "https" if self._config.ssl_certfile else "http"
+        url = f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/v1"
         question = {"role": "user", "content": "Why is the sky blue?"}
         body = json.dumps({"messages": [question], "temperature": 0.2, "stream": True})
         print(f"Skipjoin serves {self._name} at {url}")

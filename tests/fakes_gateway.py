@@ -8,14 +8,15 @@ from typing import Any
 
 import httpx2
 import tokenizers
-import uvicorn
 from openai import OpenAI
 from prometheus_client import CollectorRegistry
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from common.config import Config
+from gateway.api.keys import KeyRing
 from gateway.app import create_app
 from gateway.generation import Chunk, FinishReason, Generation, QueueFull, SchedulingTrace, State, Unavailable
+from gateway.http_server import http_server
 from gateway.text.chat_form import chat_form
 from gateway.text.detokenizer import BYTE_OF_CHARACTER
 from gateway.text.text_model import TextModel
@@ -24,6 +25,7 @@ from gateway.text.tokenizer import SpecialTokens, Tokenizer
 NAME = "tiny/bytes"
 END = 256
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+OPEN = KeyRing({})  # no key is needed
 WAIT_S = 10.0  # for what happens in another thread; reached only by a failing test
 
 Script = Callable[[Generation], Sequence[int]]
@@ -145,12 +147,14 @@ def serving(
     engine: FakeEngine | None = None,
     text: TextModel | None = None,
     registry: CollectorRegistry | None = None,
+    keys: KeyRing = OPEN,
     **options: Any,
 ) -> Iterator[str]:
     """A real server on a free loopback port, in a thread of its own; gives its URL. `options` are Config's."""
     engine, text = engine or FakeEngine(), text or byte_text_model()
-    app = create_app(Config(**options), engine, text, registry or CollectorRegistry())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1))
+    config = Config(**options)
+    app = create_app(config, engine, text, registry or CollectorRegistry(), keys)
+    server = http_server(config, app, port=0)
     started = threading.Event()
 
     async def run() -> None:
@@ -164,7 +168,8 @@ def serving(
     thread.start()
     try:
         assert started.wait(WAIT_S), "the server did not start"
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        scheme = "https" if config.ssl_certfile else "http"
+        yield f"{scheme}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(WAIT_S)

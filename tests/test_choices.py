@@ -8,6 +8,7 @@ from fakes_gateway import byte_text_model, trace
 from prometheus_client import CollectorRegistry
 
 from gateway.api.choices import Choice, Choices, GenerationFailed
+from gateway.api.keys import EVERYBODY
 from gateway.generation import Chunk
 from gateway.metrics import HttpMetrics
 from gateway.text.output.parser import PLAIN, OutputForm, OutputParser
@@ -48,7 +49,7 @@ def choice(
         detokenizer=byte_text_model().tokenizer.detokenizer(),
         stops=StopStrings(stop).matcher(),
         parser=OutputParser(form),
-        meter=HttpMetrics(CollectorRegistry()).job("test"),
+        meter=HttpMetrics(CollectorRegistry()).job("test", EVERYBODY),
         min_tokens=min_tokens,
     )
 
@@ -145,7 +146,7 @@ def test_one_choice_has_a_trace_and_several_have_a_list() -> None:
 def test_aborting_twice_counts_once() -> None:
     registry = CollectorRegistry()
     stream = says("a")
-    meter = HttpMetrics(registry).job("test")
+    meter = HttpMetrics(registry).job("test", EVERYBODY)
     detokenizer = byte_text_model().tokenizer.detokenizer()
     stops, parser = StopStrings([]).matcher(), OutputParser(PLAIN)
     one = Choice(0, stream, detokenizer=detokenizer, stops=stops, parser=parser, meter=meter)

@@ -73,12 +73,14 @@ class ScriptedStage:
 
 
 @asynccontextmanager
-async def running(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[JobEngine, ScriptedStage]]:
+async def running(
+    tmp_path: Path, clock: Callable[[], float] = time.monotonic, **options: Any
+) -> AsyncIterator[tuple[JobEngine, ScriptedStage]]:
     """A ready engine and its stage."""
     model = tmp_path / "model.gguf"
     model.touch()
     ranks = LocalChannel.world(2)
-    engine = JobEngine(Config(**options), ModelFiles("gguf", model, "model"), SPEC, ranks[0])
+    engine = JobEngine(Config(**options), ModelFiles("gguf", model, "model"), SPEC, ranks[0], clock=clock)
     stage = ScriptedStage(ranks[1])
     engine.start()
     assert await engine.until("ready", "lost") == "ready", engine.failure
@@ -143,6 +145,24 @@ def test_a_full_queue_refuses_all_of_a_request_and_says_when_to_come_back(tmp_pa
             stage.may_answer.set()
             answers = await asyncio.gather(*map(collect, streams))
             assert [chunks[-1].finish_reason for chunks in answers] == ["length"] * 3
+
+    asyncio.run(scenario())
+
+
+def test_an_idle_night_does_not_make_the_wait_longer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        now = [0.0]
+        async with running(tmp_path, lambda: now[0], max_waiting_jobs=3, max_batch_jobs=1) as (engine, stage):
+            for now[0] in (0.0, 30_000.0, 60_000.0):
+                await collect(engine.submit([generation(4, 2)])[0])
+                await until(lambda: engine.num_active == 0)
+            stage.may_answer.clear()
+            engine.submit([generation(4, 2)])
+            await until(lambda: engine.num_waiting == 0)
+            engine.submit([generation(4, 2) for _ in range(3)])
+            with pytest.raises(QueueFull) as full:
+                engine.submit([generation(4, 2)])
+            assert full.value.retry_after_s == 1.0
 
     asyncio.run(scenario())
 

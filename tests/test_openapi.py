@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
-from fakes_gateway import FakeEngine, byte_text_model, http_client, serving
+from fakes_gateway import OPEN, FakeEngine, byte_text_model, http_client, serving
 from prometheus_client import CollectorRegistry
 from starlette.routing import Route
 
@@ -36,7 +36,7 @@ def references(value: Any) -> Iterator[str]:
 
 
 def test_every_route_is_described(document: dict[str, Any]) -> None:
-    app = create_app(Config(), FakeEngine(), byte_text_model(), CollectorRegistry())
+    app = create_app(Config(), FakeEngine(), byte_text_model(), CollectorRegistry(), OPEN)
     routes = [route for route in app.routes if isinstance(route, Route)]
     served = {
         (route.path.removesuffix("/").replace(":path", ""), method)

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from gateway.api import sse
 from gateway.api.choices import Choice, Choices
 from gateway.api.dialect import Chat, Letterhead
+from gateway.api.keys import EVERYBODY
 from gateway.generation import Generation
 from gateway.metrics import HttpMetrics
 from gateway.text.output.parser import PLAIN, OutputParser
@@ -159,7 +160,7 @@ def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch)
         detokenizer=byte_text_model().tokenizer.detokenizer(),
         stops=StopStrings([]).matcher(),
         parser=OutputParser(PLAIN),
-        meter=HttpMetrics(CollectorRegistry()).job("chat"),
+        meter=HttpMetrics(CollectorRegistry()).job("chat", EVERYBODY),
     )
     letterhead = Letterhead("id", "chat.completion.chunk", 1, NAME, "fp")
     answer = sse.StreamedAnswer(Choices([choice], 1), Chat(), letterhead, include_usage=False, include_trace=False)

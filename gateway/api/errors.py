@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gateway.accounts import LimitReached
 from gateway.generation import QueueFull, State, Unavailable
 
 CLIENT_GONE = 499  # nobody reads it; for metrics and logs
@@ -90,6 +91,17 @@ def queue_full(full: QueueFull) -> ApiError:
     )
 
 
+def limit_reached(reached: LimitReached) -> ApiError:
+    period = "at once" if reached.limit == "jobs" else "per minute"
+    return ApiError(
+        429,
+        f"This key may use {reached.most} {reached.limit} {period}; try again later.",
+        type=reached.limit,
+        code="rate_limit_exceeded",
+        headers=_retry_after(reached.retry_after_s),
+    )
+
+
 def unavailable(state: State, retry_after_s: float) -> ApiError:
     code, message = _UNAVAILABLE.get(state, ("unavailable", "The server takes no requests now."))
     return ApiError(503, message, type="server_error", code=code, headers=_retry_after(retry_after_s))
@@ -111,13 +123,15 @@ async def answer_error(request: Request, error: Exception) -> Response:
     return _as_api_error(request, error).response()
 
 
-HANDLED = (ApiError, QueueFull, Unavailable, HTTPException, ClientDisconnect, Exception)
+HANDLED = (ApiError, LimitReached, QueueFull, Unavailable, HTTPException, ClientDisconnect, Exception)
 
 
 def _as_api_error(request: Request, error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case LimitReached():
+            return limit_reached(error)
         case QueueFull():
             return queue_full(error)
         case Unavailable():
@@ -144,9 +158,6 @@ class RequestIds:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         request_id = scope["skipjoin.request_id"] = _request_id(scope)
 
         async def send_with_id(message: Message) -> None:
@@ -163,4 +174,8 @@ def request_id_of(scope: Scope) -> str:
 
 def _request_id(scope: Scope) -> str:
     given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-    return given if _SANE_REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+    return given if _SANE_REQUEST_ID.fullmatch(given) else new_request_id()
+
+
+def new_request_id() -> str:
+    return f"req_{secrets.token_hex(12)}"

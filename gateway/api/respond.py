@@ -13,6 +13,7 @@ from starlette.types import Receive
 from gateway.api.choices import Choice, Choices, GenerationFailed
 from gateway.api.dialect import Dialect, Letterhead
 from gateway.api.errors import generation_failed
+from gateway.api.keys import account_of
 from gateway.api.schema import SamplingRequest
 from gateway.api.service import Service
 from gateway.api.sse import StreamedAnswer, StreamResponse
@@ -35,9 +36,12 @@ async def respond(
     *,
     form: OutputForm = PLAIN,
 ) -> Response:
-    """Start `jobs`, and answer with what they make. Raises QueueFull, Unavailable, ApiError, ClientDisconnect."""
-    include_trace = request.headers.get(TRACE_HEADER) == "1"
-    choices = _start(service, body, jobs, dialect, form=form, awaits_trace=include_trace)
+    """Start `jobs`, and answer with what they make.
+
+    Raises LimitReached, QueueFull, Unavailable, ApiError, ClientDisconnect.
+    """
+    include_trace = _wants_trace(request)
+    choices = _start(service, request, body, jobs, dialect, form=form)
     stream = bool(body.stream)
     letterhead = Letterhead.new(dialect, service.served_name, service.fingerprint, stream=stream)
     if stream:
@@ -58,17 +62,25 @@ def json_response(record: msgspec.Struct) -> Response:
     return Response(msgspec.json.encode(record), media_type="application/json")
 
 
+def _wants_trace(request: Request) -> bool:
+    return request.headers.get(TRACE_HEADER) == "1"
+
+
 def _start(
     service: Service,
+    request: Request,
     body: SamplingRequest,
     jobs: list[Generation],
     dialect: Dialect,
     *,
     form: OutputForm,
-    awaits_trace: bool,
 ) -> Choices:
+    account = account_of(request)
     stops = StopStrings(body.stop_strings())
+    account.check_jobs(len(jobs))
     streams = service.engine.submit(jobs)
+    prompt_tokens = sum(len(job.prompt) for job in jobs[:: body.n or 1])  # each prompt once, whatever n
+    account.spend(prompt_tokens)
     choices = [
         Choice(
             index,
@@ -76,13 +88,12 @@ def _start(
             detokenizer=service.text.tokenizer.detokenizer(form.marks),
             stops=stops.matcher(),
             parser=OutputParser(form),
-            meter=service.metrics.job(dialect.endpoint),
+            meter=service.metrics.job(dialect.endpoint, account),
             min_tokens=job.min_tokens,
-            awaits_trace=awaits_trace,
+            awaits_trace=_wants_trace(request),
         )
         for index, (job, stream) in enumerate(zip(jobs, streams, strict=True))
     ]
-    prompt_tokens = sum(len(job.prompt) for job in jobs[:: body.n or 1])  # each prompt once, whatever n
     service.metrics.prompt_tokens.labels(dialect.endpoint).inc(prompt_tokens)
     return Choices(choices, prompt_tokens)
 
