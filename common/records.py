@@ -16,13 +16,22 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Penalties(msgspec.Struct, frozen=True, array_like=True):
-    """Penalties and the tokens that they look at; sent only for jobs that have any."""
+    """Penalties and the tokens that they look at."""
 
     presence: float
     frequency: float
     repetition: float  # multiplicative, 1: none; looks at prompt and output
     prompt: list[int]
     output: list[int]
+
+
+class Shaping(msgspec.Struct, frozen=True, array_like=True):
+    """What bends a job's logits before the draw; sent only for jobs that have any of it, and only to the last stage."""
+
+    penalties: Penalties | None = None
+    bias: list[tuple[int, float]] = []  # (token id, what is added to its logit)
+    forbidden: list[int] = []  # token ids that must not be drawn
+    allowed: bytes = b""  # a bit per token, the lowest of the first byte first; empty: all may be drawn
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -33,8 +42,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     tokens: list[int]
     blocks: list[int]  # device blocks of the whole context, enough for start + len(tokens) slots
     sampling: Sampling | None  # None: no token is wanted (all but the last chunk of a prompt)
-    penalties: Penalties | None = None
-    forbidden: list[int] = []  # token ids that must not be drawn
+    shaping: Shaping | None = None
+    logprobs: int | None = None  # how many of the most likely tokens to name beside the drawn one; None: no logprobs
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -96,6 +105,13 @@ class Up(msgspec.Struct, frozen=True, array_like=True, tag=True):
     epoch: int
 
 
+class Logprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Natural logarithms of probabilities as the model gave them, before anything bends its logits."""
+
+    drawn: float  # of the token that was drawn
+    top: list[tuple[int, float]]  # (token id, logprob) of the most likely ones, best first
+
+
 class Result(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The answer to a plan, from the last stage."""
 
@@ -103,6 +119,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, tag=True):
     tokens: list[int | None]  # per entry; None where no token was wanted, or where the logits were not finite
     stalled_s: float  # seconds in which the last stage waited for copies before or after computing
     compute_s: float  # seconds from the last stage's start of this iteration to its end
+    logprobs: list[Logprobs | None] = []  # per entry; empty when no entry wanted any
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True, tag=True):

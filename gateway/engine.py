@@ -17,6 +17,7 @@ from common.config import Config
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
 from common.records import Result
+from gateway.constraints import Constraints, why_no_token
 from gateway.generation import Chunk, Generation, QueueFull, SchedulingTrace, State, Stream, Unavailable
 from gateway.pipeline import Interrupted, Pipeline, StageLost
 from gateway.scheduling.job import Job
@@ -70,6 +71,7 @@ class JobEngine:
         self._state: State = "loading"
         self._commands: deque[_Submit | _End] = deque()
         self._wake = threading.Event()
+        self._constraints = Constraints(self._wake.set)
         self._stopping = False
         self._closed = False  # nobody takes commands any more
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -225,7 +227,7 @@ class JobEngine:
         first_look_s = scheduler.seconds_to_result(self._clock()) * SURE_SHARE if full else 0.0
         while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S, first_look_s)) is None:
             first_look_s = 0.0
-            if self._commands and not full:
+            if self._wake.is_set() and not full:
                 break
             if self._stopping or time.monotonic() - start > self._config.iteration_timeout:
                 break
@@ -249,6 +251,7 @@ class JobEngine:
             if isinstance(command, _Submit):
                 if not self._streams:
                     self._last_finish = now  # the time in which nobody asked says nothing
+                self._constraints.start(command.generation)
                 job = scheduler.submit(self._next_id, command.generation, now)
                 self._next_id += 1
                 self._streams[job.id] = (job, command.stream)
@@ -269,6 +272,7 @@ class JobEngine:
         """Take a result in. Returns what the event loop is to be told."""
         now = self._clock()
         outcomes = scheduler.commit(result, now)
+        self._constraints.advance(outcomes)
         self.statistics.iterations += 1
         self.statistics.compute_s += result.compute_s
         self.statistics.stalled_s += result.stalled_s
@@ -280,12 +284,11 @@ class JobEngine:
 
     def _chunk(self, outcome: Outcome, now: float) -> Chunk:
         tokens = () if outcome.token is None else (outcome.token,)
+        logprobs = () if outcome.logprobs is None else (outcome.logprobs,)
         if outcome.finish_reason is None:
-            return Chunk(tokens)
-        error = None
-        if outcome.finish_reason == "error":
-            error = "the model produced values that are not finite for this request"
-        return Chunk(tokens, outcome.finish_reason, error, self._trace(outcome.job, now))
+            return Chunk(tokens, logprobs=logprobs)
+        error = why_no_token(outcome.job.generation) if outcome.finish_reason == "error" else None
+        return Chunk(tokens, outcome.finish_reason, error, self._trace(outcome.job, now), logprobs)
 
     def _trace(self, job: Job, now: float) -> SchedulingTrace:
         assert self.cluster is not None

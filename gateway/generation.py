@@ -1,12 +1,40 @@
 """What the HTTP side asks of the engine, and what it gets back. Both sides of the hand-over are defined here."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import msgspec
 
+from common.records import Logprobs
+
 FinishReason = Literal["stop", "length", "error"]
+
+
+class Constraint(Protocol):
+    """What one job may say next: a function of the tokens that it said so far, made anew for every job.
+
+    The engine takes it as it is. `start` and `accept` return at once and leave the work to others; until that is done
+    the constraint is not ready, and its job sits iterations out. No other job waits for it.
+    """
+
+    failure: str | None  # why no token is allowed any more, for the client; None: nothing went wrong
+
+    def start(self, on_ready: Callable[[], None]) -> None:
+        """Begin with the first mask. `on_ready` is called, in any thread, whenever a mask has become ready."""
+
+    def accept(self, token: int) -> None:
+        """The job said `token`, which the mask allowed. Only while ready."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it is ready, but no longer than `timeout_s`. Returns whether it is."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    def mask(self) -> bytes:
+        """The tokens that may come next: a bit each, the lowest of the first byte first. Only while ready."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +53,10 @@ class Generation:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()  # runs of tokens that must not come
+    constraint: Constraint | None = None
+    logprobs: int | None = None  # how many of the most likely tokens to name; None: no logprobs at all
 
 
 class SchedulingTrace(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +85,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     error: str | None = None  # for the client, with finish_reason "error"
     trace: SchedulingTrace | None = None  # with finish_reason
+    logprobs: tuple[Logprobs, ...] = ()  # one per token, where they were asked for
 
 
 class QueueFull(Exception):

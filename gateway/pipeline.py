@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from common.channel import Channel, receive
 from common.records import Fault, Plan, Progress, Ready, Report, Result, Setup, Stop, Up, decode_report, encode
 
@@ -68,7 +70,13 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------ iterations
 
     def send(self, plan: Plan) -> None:
-        self._channel.send(self.stages, encode(plan))
+        """Only the last stage draws tokens: the others are spared what bends logits, which can be long."""
+        *others, last = self.stages
+        payload = encode(plan)
+        if others:
+            lean = _without_shaping(plan)
+            self._channel.send(others, payload if lean is plan else encode(lean))
+        self._channel.send([last], payload)
 
     def wait(self, seconds: float, first_look_s: float = 0.0) -> Result | None:
         """The next result, or None after `seconds`; not looked for before `first_look_s`. Raises StageLost."""
@@ -131,3 +139,10 @@ def agree_on_pools(offers: list[Ready], device_blocks: int | None, host_blocks: 
         largest = max(offer.block_bytes for offer in offers)
         raise StageLost(f"no room for KV: one block takes {largest} bytes; raise --kv-device-memory")
     return Pools(device_blocks, host_blocks, sum(offer.block_bytes for offer in offers))
+
+
+def _without_shaping(plan: Plan) -> Plan:
+    """The same plan if no entry has any."""
+    if all(entry.shaping is None for entry in plan.entries):
+        return plan
+    return replace(plan, entries=[replace(entry, shaping=None) for entry in plan.entries])

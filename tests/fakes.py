@@ -1,5 +1,6 @@
 """Stand-ins for unit tests of pure logic: a manual clock's drive of the scheduler, and small constructors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,31 @@ def generation(prompt: int, output: int, **options: Any) -> Generation:
 
 def scheduler(cost: CostModel, *, device: int = 10_000, host: int = 10_000, **options: Any) -> Scheduler:
     return Scheduler(Config(**options), cost, device, host)
+
+
+class FixedMask:
+    """A constraint that always allows the same, and is ready when a test says so."""
+
+    def __init__(self, mask: bytes = b"\xff") -> None:
+        self.failure: str | None = None
+        self.ready = True
+        self.accepted: list[int] = []
+        self.waits: list[float] = []
+        self.on_ready: Callable[[], None] | None = None
+        self._mask = mask
+
+    def start(self, on_ready: Callable[[], None]) -> None:
+        self.on_ready = on_ready
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+    def wait(self, timeout_s: float) -> bool:
+        self.waits.append(timeout_s)
+        return self.ready
+
+    def mask(self) -> bytes:
+        return self._mask
 
 
 @dataclass

@@ -32,6 +32,7 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**63), 2**64 - 1),
     float: st.floats(allow_nan=False),
     str: st.text(max_size=20),
+    bytes: st.binary(max_size=20),
     NoneType: st.none(),
 }
 PLAN = Plan(7, 1, [Entry(3, 0, [1, 2], [5], Sampling(0.0, 1.0, 0, 0.0, 2**64 - 1))], [(1, 2)], [], True)

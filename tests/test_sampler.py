@@ -7,7 +7,7 @@ import pytest
 import torch
 from fakes_worker import DEVICES, GREEDY
 
-from common.records import Entry, Penalties, Sampling
+from common.records import Entry, Penalties, Sampling, Shaping
 from worker.sampler import sample, uniform
 
 # Larger than the head that the sampler sorts, so that both ways are taken.
@@ -22,10 +22,8 @@ def sampling(**changes: float) -> Sampling:
     return Sampling(**{"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0} | changes)
 
 
-def entry(
-    sampling: Sampling, *, position: int = 1, penalties: Penalties | None = None, forbidden: list[int] | None = None
-) -> Entry:
-    return Entry(0, position - 1, [0], [0], sampling, penalties, forbidden or [])
+def entry(sampling: Sampling, *, position: int = 1, shaping: Shaping | None = None) -> Entry:
+    return Entry(0, position - 1, [0], [0], sampling, shaping)
 
 
 def expected_token(logits: np.ndarray, sampling: Sampling, position: int) -> int:
@@ -133,37 +131,12 @@ def test_positions_and_seeds_give_different_numbers_spread_evenly() -> None:
     assert np.histogram(numbers, bins=10, range=(0, 1))[0] == pytest.approx(300, abs=70)
 
 
-@pytest.mark.parametrize(
-    ("penalties", "best"),
-    [
-        (Penalties(0.0, 0.0, 1.0, [0], [0]), 0),
-        (Penalties(1.5, 0.0, 1.0, [], [0, 0]), 1),  # 4 - 1.5
-        (Penalties(0.5, 0.0, 1.0, [], [0, 0]), 0),  # once, however often it came
-        (Penalties(0.0, 0.5, 1.0, [], [0, 0, 0]), 1),  # 4 - 3 * 0.5
-        (Penalties(2.0, 2.0, 1.0, [0, 0], []), 0),  # a prompt is not output
-        (Penalties(0.0, 0.0, 1.4, [0], []), 1),  # 4 / 1.4
-        (Penalties(0.0, 0.0, 1.4, [], [0]), 1),
-        (Penalties(0.0, 0.0, 1.4, [0, 1], [0]), 0),  # each once
-        (Penalties(-1.5, 0.0, 1.0, [], [1]), 1),  # 3 + 1.5
-        (Penalties(1.0, 1.0, 1.4, [0], [0]), 1),
-    ],
-)
-def test_penalties_follow_their_definitions(penalties: Penalties, best: int) -> None:
-    logits = torch.tensor([[4.0, 3.0, -1.0]])
-    assert sample(logits, [entry(GREEDY, penalties=penalties)]) == [best]
-
-
-def test_repetition_makes_unlikely_tokens_less_likely_still() -> None:
-    logits = torch.tensor([[-1.0, -1.5]])
-    assert sample(logits, [entry(GREEDY, penalties=Penalties(0.0, 0.0, 2.0, [0], []))]) == [1]
-
-
-def test_penalties_and_forbidden_tokens_touch_their_own_row_only() -> None:
+def test_what_bends_the_logits_of_one_row_leaves_the_others_alone() -> None:
     logits = torch.tensor([[4.0, 3.0, 1.0]]).repeat(4, 1)
     entries = [
         entry(GREEDY),
-        entry(GREEDY, penalties=Penalties(3.0, 0.0, 1.0, [], [0])),
-        entry(GREEDY, forbidden=[0, 1]),
+        entry(GREEDY, shaping=Shaping(penalties=Penalties(3.0, 0.0, 1.0, [], [0]))),
+        entry(GREEDY, shaping=Shaping(forbidden=[0, 1])),
         entry(GREEDY),
     ]
     assert sample(logits, entries) == [0, 1, 2, 0]
@@ -172,7 +145,9 @@ def test_penalties_and_forbidden_tokens_touch_their_own_row_only() -> None:
 def test_forbidden_tokens_are_never_drawn() -> None:
     logits = random_logits(200)
     forbidden = list(range(0, VOCAB, 2))
-    tokens = sample(logits, [entry(sampling(seed=i, temperature=5.0), forbidden=forbidden) for i in range(200)])
+    tokens = sample(
+        logits, [entry(sampling(seed=i, temperature=5.0), shaping=Shaping(forbidden=forbidden)) for i in range(200)]
+    )
     assert all(token is not None and token % 2 == 1 for token in tokens)
 
 
@@ -187,4 +162,4 @@ def test_a_row_that_is_not_finite_gives_none_and_leaves_the_others_alone() -> No
 
 def test_a_row_in_which_all_is_forbidden_gives_none() -> None:
     logits = torch.zeros(2, 3)
-    assert sample(logits, [entry(sampling(), forbidden=[0, 1, 2]), entry(GREEDY)]) == [None, 0]
+    assert sample(logits, [entry(sampling(), shaping=Shaping(forbidden=[0, 1, 2])), entry(GREEDY)]) == [None, 0]

@@ -1,10 +1,10 @@
 from typing import Any
 
 import pytest
-from fakes import Drive, answer, scheduler
+from fakes import Drive, FixedMask, answer, scheduler
 
 from common.config import KvStrategy
-from common.records import Result
+from common.records import Logprobs, Result
 from gateway.scheduling.cost import LinearCost
 from gateway.scheduling.job import Residence
 
@@ -37,22 +37,27 @@ def test_a_stop_token_ends_the_job_and_is_not_emitted() -> None:
     assert [(outcome.token, outcome.finish_reason) for outcome in outcomes] == [(None, "stop")]
 
 
-def test_stop_tokens_are_forbidden_until_min_tokens() -> None:
+def test_a_job_whose_constraint_is_not_ready_sits_plans_out_and_keeps_nobody_waiting() -> None:
     run = drive()
-    run.submit(1, 4, 3, min_tokens=2, stop_tokens=frozenset({9, 8}))
-    run.run()
-    assert [plan.entries[0].forbidden for plan in run.plans] == [[8, 9], [8, 9], []]
+    slow = FixedMask()
+    run.submit(1, 2, 3, constraint=slow)
+    run.submit(2, 2, 3)
+    for ready in (False, True, False, True):
+        slow.ready = ready
+        run.step()
+    assert run.schedule == [[2], [1, 2], [2], [1]]
 
 
-def test_penalties_travel_with_the_tokens_that_they_look_at() -> None:
+def test_logprobs_come_with_their_token_and_not_with_a_stop_token() -> None:
     run = drive()
-    run.submit(1, 2, 2, frequency_penalty=0.5)
-    run.submit(2, 2, 2)
-    run.run()
-    first, second = run.plans[1].entries
-    assert first.penalties is not None
-    assert (first.penalties.prompt, first.penalties.output) == ([0, 1], [7])
-    assert second.penalties is None
+    run.submit(1, 2, 5, logprobs=1, stop_tokens=frozenset({9}))
+    said = Logprobs(-0.5, [(7, -0.5)])
+    for token, expected in ((7, said), (9, None)):
+        plan = run.scheduler.plan(0.0)
+        assert plan is not None
+        assert plan.entries[0].logprobs == 1
+        [outcome] = run.scheduler.commit(Result(plan.seq, [token], 0.0, 0.0, [said]), 0.0)
+        assert outcome.logprobs == expected
 
 
 def test_logits_that_are_not_finite_fail_that_job_alone() -> None:

@@ -1,11 +1,12 @@
 """One stage's share of one iteration: activations in, layers, activations or tokens out."""
 
 import time
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from common.records import Entry, Plan, Result
+from common.records import Entry, Logprobs, Plan, Result
 from common.topology import Stage
 from worker.attention.native import open_kernel
 from worker.attention.paged import PagedAttention, Scratch
@@ -13,8 +14,11 @@ from worker.copier import Copies
 from worker.inputs import Inputs, build_inputs
 from worker.kv_cache import KvCache
 from worker.link import Link
+from worker.logprobs import RawDistribution
 from worker.models.stage_model import StageModel
 from worker.sampler import sample
+
+T = TypeVar("T")
 
 
 class Runner:
@@ -50,8 +54,8 @@ class Runner:
         if not self._stage.is_last:
             self._link.send(hidden)
             return None
-        tokens = self._sample(hidden, inputs, plan.entries)
-        return Result(plan.seq, tokens, copies.stalled_s(), time.perf_counter() - begun)
+        tokens, logprobs = self._sample(hidden, inputs, plan.entries)
+        return Result(plan.seq, tokens, copies.stalled_s(), time.perf_counter() - begun, logprobs)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -74,17 +78,25 @@ class Runner:
         attention = PagedAttention(self._cache, self._scratch, self._kernel, inputs)
         return self._model.forward(x, inputs.positions, attention)
 
-    def _sample(self, hidden: Tensor, inputs: Inputs | None, entries: list[Entry]) -> list[int | None]:
-        """One answer per entry. Returns when the device is done."""
+    def _sample(
+        self, hidden: Tensor, inputs: Inputs | None, entries: list[Entry]
+    ) -> tuple[list[int | None], list[Logprobs | None]]:
+        """One answer per entry, and logprobs if any entry wants them. Returns when the device is done."""
         wanted = [i for i, entry in enumerate(entries) if entry.sampling is not None]
-        tokens: list[int | None] = [None] * len(entries)
         if inputs is not None and wanted:
-            drawn = sample(self._model.logits(hidden[inputs.sampled]), [entries[i] for i in wanted])
-            for i, token in zip(wanted, drawn, strict=True):
-                tokens[i] = token
-        elif self._device.type == "cuda":
+            logits, sampled = self._model.logits(hidden[inputs.sampled]), [entries[i] for i in wanted]
+            raw = RawDistribution(logits, sampled)
+            drawn = sample(logits, sampled)
+            return _placed(wanted, drawn, len(entries)), _placed(wanted, raw.of(drawn), len(entries))
+        if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
-        return tokens
+        return [None] * len(entries), []
 
     def _zeros(self, rows: int) -> Tensor:
         return torch.zeros(rows, self._hidden_size, dtype=self._cache.dtype, device=self._device)
+
+
+def _placed(places: list[int], answers: list[T | None], num_entries: int) -> list[T | None]:
+    """The answers at the places of their entries, None at all others; nothing when there are no answers."""
+    at = dict(zip(places, answers, strict=True)) if answers else {}
+    return [at.get(i) for i in range(num_entries)] if at else []

@@ -1,11 +1,10 @@
 """Draws tokens from logits. A draw depends on the logits, the job's parameters, its seed and the token's position.
 
 No generator is shared and no state is kept, so a token is the same in any batch, on any device, after any preemption.
-The filters follow each other as in vLLM: penalties, forbidden tokens, temperature, min_p, top_k, top_p, each on what
-the one before left, renormalized.
+The filters follow each other as in vLLM: what `worker/shaping.py` does, temperature, min_p, top_k, top_p, each on
+what the one before left, renormalized.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.records import Entry, Penalties, Sampling
+from common.records import Entry, Sampling
+from worker.shaping import shape
 
 # The most likely tokens, enough for nearly every draw; the rest of the vocabulary is sorted only where they are not.
 _HEAD_TOKENS = 256
@@ -29,10 +29,8 @@ def sample(logits: Tensor, entries: list[Entry]) -> list[int | None]:
     """
     finite = torch.isfinite(logits.amax(1)) & torch.isfinite(logits.amin(1))  # [entries]
     for row, entry in zip(logits, entries, strict=True):
-        if entry.penalties is not None:
-            _penalize(row, entry.penalties)
-        if entry.forbidden:
-            row[torch.tensor(entry.forbidden, device=row.device)] = -math.inf
+        if entry.shaping is not None:
+            shape(row, entry.shaping)
     best = logits.max(1)
     usable = (finite & torch.isfinite(best.values)).tolist()
     tokens: list[int | None] = [t if ok else None for t, ok in zip(best.indices.tolist(), usable, strict=True)]
@@ -53,17 +51,6 @@ def _mix(state: int) -> int:
     state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
     return state ^ state >> 31
-
-
-def _penalize(row: Tensor, penalties: Penalties) -> None:
-    """Repetition as in Hugging Face (over prompt and output), frequency and presence as in OpenAI's (over output)."""
-    if penalties.repetition != 1.0:
-        seen = torch.tensor(sorted({*penalties.prompt, *penalties.output}), dtype=torch.int64, device=row.device)
-        scores = row[seen]
-        row[seen] = torch.where(scores > 0, scores / penalties.repetition, scores * penalties.repetition)
-    output = torch.tensor(penalties.output, dtype=torch.int64, device=row.device)
-    tokens, counts = output.unique(return_counts=True)  # type: ignore[no-untyped-call]
-    row[tokens] -= penalties.frequency * counts + penalties.presence
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,12 @@ class Job:
     counts: Counts = field(default_factory=Counts)
 
     @property
+    def can_run(self) -> bool:
+        """Nothing but memory and its turn keeps it from being in the next plan."""
+        constraint = self.generation.constraint
+        return not self.in_flight and not self.aborted and (constraint is None or constraint.ready)
+
+    @property
     def context(self) -> int:
         """Tokens whose KV must exist for its next one."""
         return len(self.generation.prompt) + len(self.output)

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from common.config import Config
-from common.records import Entry, Penalties, Plan, Result, Sampling
+from common.records import Logprobs, Plan, Result
 from gateway.generation import FinishReason, Generation
 from gateway.scheduling.aging import Aging
 from gateway.scheduling.arrivals import ArrivalRate
 from gateway.scheduling.blocks import BlockLedger
 from gateway.scheduling.cost import CostModel
+from gateway.scheduling.entries import entry_of
 from gateway.scheduling.job import Job, Residence
 from gateway.scheduling.kv_strategies import STRATEGIES, KvStrategy, Memory, Moves
 from gateway.scheduling.levels import Levels
@@ -35,6 +36,7 @@ class Outcome:
     job: Job
     token: int | None  # to be emitted; a stop token is not
     finish_reason: FinishReason | None
+    logprobs: Logprobs | None  # of the token, where they were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ class Scheduler:
             return self.plan(now, epoch) if moves.drop else None
         self._seq += 1
         self._flights.append(_InFlight(self._seq, now, turn.batch, moves))
-        entries = [_entry(job, count) for job, count in turn.batch.items()]
+        entries = [entry_of(job, count) for job, count in turn.batch.items()]
         return Plan(self._seq, epoch, entries, offloads, uploads, self._strategy.copies_first)
 
     def commit(self, result: Result, now: float) -> list[Outcome]:
@@ -153,7 +155,8 @@ class Scheduler:
         elapsed_s = now - flight.sent_at
         decode_s = self._cost.decode_s(max(1, len(flight.batch)))
         outcomes = []
-        for (job, count), token in zip(flight.batch.items(), result.tokens, strict=True):
+        logprobs = result.logprobs or [None] * len(flight.batch)
+        for (job, count), token, said in zip(flight.batch.items(), result.tokens, logprobs, strict=True):
             job.in_flight = False
             _attribute(job, elapsed_s)
             if job.aborted:
@@ -161,7 +164,7 @@ class Scheduler:
             job.computed += count
             job.waiting_since = now
             if not job.pending:
-                outcomes.append(self._advance(job, token))
+                outcomes.append(self._advance(job, token, said))
             if job.finish_reason is None:
                 next_s = self._cost.prefill_s(job.pending) if job.prefills else decode_s
                 self.queue.rerank(job, self._policy.charge(job, elapsed_s, next_s, now))
@@ -185,7 +188,7 @@ class Scheduler:
         for job in merge(*self._runnable(turn)):
             if not turn.jobs_left:
                 break
-            if job.in_flight or job.aborted or job in turn.dropped or not (opens or job.started_at is not None):
+            if not job.can_run or job in turn.dropped or not (opens or job.started_at is not None):
                 continue
             if not turn.share(job):
                 turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
@@ -243,18 +246,18 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------ after a result
 
-    def _advance(self, job: Job, token: int | None) -> Outcome:
+    def _advance(self, job: Job, token: int | None, logprobs: Logprobs | None) -> Outcome:
         """Give the job its next token; all before it is computed."""
         generation = job.generation
         if token is None:
             job.finish_reason = "error"
         elif token in generation.stop_tokens:
-            job.finish_reason, token = "stop", None
+            job.finish_reason, token, logprobs = "stop", None, None
         else:
             job.output.append(token)
             if job.remaining <= 0:
                 job.finish_reason = "length"
-        return Outcome(job, token, job.finish_reason)
+        return Outcome(job, token, job.finish_reason, logprobs)
 
     def _is_held(self, job: Job) -> bool:
         return job.in_flight or job.residence in (Residence.OFFLOADING, Residence.UPLOADING)
@@ -275,23 +278,3 @@ def _attribute(job: Job, elapsed_s: float) -> None:
         job.counts.prefill_s += elapsed_s
     else:
         job.counts.decode_s += elapsed_s
-
-
-def _entry(job: Job, count: int) -> Entry:
-    tokens, blocks = job.next_tokens(count), list(job.device_blocks)
-    if count < job.pending:  # not the last chunk
-        return Entry(job.id, job.computed, tokens, blocks, None)
-    generation = job.generation
-    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.min_p, generation.seed)
-    penalized = generation.presence_penalty or generation.frequency_penalty or generation.repetition_penalty != 1
-    penalties = None
-    if penalized:
-        penalties = Penalties(
-            generation.presence_penalty,
-            generation.frequency_penalty,
-            generation.repetition_penalty,
-            generation.prompt,
-            list(job.output),
-        )
-    forbidden = sorted(generation.stop_tokens) if len(job.output) < generation.min_tokens else []
-    return Entry(job.id, job.computed, tokens, blocks, sampling, penalties, forbidden)

@@ -1,0 +1,47 @@
+"""A job's share of a plan as a record: what to compute, and how to draw the next token. Decides nothing."""
+
+from common.records import Entry, Penalties, Sampling, Shaping
+from gateway.generation import Generation
+from gateway.scheduling.job import Job
+
+
+def entry_of(job: Job, count: int) -> Entry:
+    """The next `count` of the job's pending tokens; with the last of them it draws. Its constraint is ready."""
+    tokens, blocks = job.next_tokens(count), list(job.device_blocks)
+    if count < job.pending:  # not the last chunk
+        return Entry(job.id, job.computed, tokens, blocks, None)
+    generation = job.generation
+    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.min_p, generation.seed)
+    shaping = _shaping(generation, job.output)
+    return Entry(job.id, job.computed, tokens, blocks, sampling, shaping, generation.logprobs)
+
+
+def _shaping(generation: Generation, output: list[int]) -> Shaping | None:
+    """None for nearly all jobs: what is rare costs only those that have it."""
+    shaping = Shaping(
+        _penalties(generation, output),
+        list(generation.logit_bias),
+        _forbidden(generation, output),
+        b"" if generation.constraint is None else generation.constraint.mask(),
+    )
+    return None if shaping == Shaping() else shaping
+
+
+def _penalties(generation: Generation, output: list[int]) -> Penalties | None:
+    presence, frequency, repetition = (
+        generation.presence_penalty,
+        generation.frequency_penalty,
+        generation.repetition_penalty,
+    )
+    if not presence and not frequency and repetition == 1:
+        return None
+    return Penalties(presence, frequency, repetition, generation.prompt, list(output))
+
+
+def _forbidden(generation: Generation, output: list[int]) -> list[int]:
+    """Stop tokens before the minimum is reached, and the last token of every bad word whose others were said."""
+    forbidden = set(generation.stop_tokens) if len(output) < generation.min_tokens else set[int]()
+    for *before, last in generation.bad_words:
+        if output[len(output) - len(before) :] == before:
+            forbidden.add(last)
+    return sorted(forbidden)

@@ -1,0 +1,37 @@
+"""The stages as the engine sees them: what each is sent."""
+
+from common.channel import LocalChannel
+from common.records import Entry, Plan, Sampling, Shaping, decode_order
+from gateway.pipeline import Pipeline
+
+DRAW = Sampling(0.0, 1.0, 0, 0.0, 0)
+BENT = Entry(1, 0, [5], [0], DRAW, Shaping(allowed=b"\xff" * 6000))
+PLAIN = Entry(2, 0, [5], [0], DRAW)
+
+
+def received(ranks: list[LocalChannel], *entries: Entry) -> list[tuple[Plan, int]]:
+    """What every stage got, and in how many bytes."""
+    stages = list(range(1, len(ranks)))
+    Pipeline(ranks[0], stages, timeout_s=1.0).send(Plan(1, 0, list(entries), [], [], False))
+    messages = [ranks[stage].poll() for stage in stages]
+    plans = [(decode_order(message[1]), len(message[1])) for message in messages if message is not None]
+    return [(plan, size) for plan, size in plans if isinstance(plan, Plan)]
+
+
+def test_only_the_last_stage_is_told_how_logits_are_bent() -> None:
+    (first, first_size), (second, _), (last, last_size) = received(LocalChannel.world(4), BENT, PLAIN)
+    assert [entry.shaping for entry in first.entries] == [None, None]
+    assert second == first
+    assert last.entries == [BENT, PLAIN]
+    assert first_size < 100
+    assert last_size > 6000
+
+
+def test_ordinary_plans_are_the_same_for_all_stages() -> None:
+    plans = [plan for plan, _ in received(LocalChannel.world(3), PLAIN)]
+    assert [plan.entries for plan in plans] == [[PLAIN], [PLAIN]]
+
+
+def test_a_single_stage_gets_everything() -> None:
+    [(plan, _)] = received(LocalChannel.world(2), BENT)
+    assert plan.entries == [BENT]
