@@ -51,8 +51,10 @@ def create_app(
     # Its default ends all streams at SIGTERM; ours drain: they end when their jobs do.
     AppStatus.enable_automatic_graceful_drain = False
     metrics = HttpMetrics(registry)
+    service = Service(config, engine, text, metrics)
+    service.grammars.load()
     app = Starlette(
-        routes=list(_routes(Service(config, engine, text, metrics), registry)),
+        routes=list(_routes(service, registry)),
         middleware=[
             Middleware(RequestIds),
             Middleware(AccessLog),

@@ -11,6 +11,7 @@ from gateway.api.messages import for_template
 from gateway.api.respond import respond
 from gateway.api.schema import ChatRequest, TemplateOptions, decode_chat
 from gateway.api.service import Service
+from gateway.api.structured import asked_grammar
 from gateway.text.conversation import Conversation
 from gateway.text.template import TemplateRefusal
 from gateway.text.text_model import ChatPrompt, PromptTooLong
@@ -29,8 +30,9 @@ class ChatEndpoint:
         service.check_model(body.model)
         check_choices(service, body, num_prompts=1)
         use = body.tool_use()
+        grammar = await asked_grammar(service, body)
         prompt = await self.prompt(body)
-        jobs = generations(service, body, [prompt.tokens], _output_length(body))
+        jobs = generations(service, body, [prompt.tokens], _output_length(body), grammar)
         form = service.text.output_form(prompt, use.names, one_call=use.one_call)
         return await respond(service, request, body, jobs, self._dialect, form=form)
 

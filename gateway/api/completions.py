@@ -12,6 +12,7 @@ from gateway.api.generations import OutputLength, check_choices, check_prompt, g
 from gateway.api.respond import respond
 from gateway.api.schema import CompletionRequest, decode_completion
 from gateway.api.service import Service
+from gateway.api.structured import asked_grammar
 from gateway.text.text_model import PromptTooLong
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -33,9 +34,10 @@ class CompletionEndpoint:
         service.check_model(body.model)
         prompts = _prompts(body)
         check_choices(service, body, len(prompts))
+        grammar = await asked_grammar(service, body)
         encoded = [await self._encode(prompt) for prompt in prompts]
         length = OutputLength(body.max_tokens, "max_tokens", DEFAULT_MAX_TOKENS)
-        jobs = generations(service, body, encoded, length)
+        jobs = generations(service, body, encoded, length, grammar)
         return await respond(service, request, body, jobs, self._dialect)
 
     async def _encode(self, prompt: Prompt) -> list[int]:

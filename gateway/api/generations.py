@@ -2,12 +2,13 @@
 
 import hashlib
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.api.errors import ApiError, context_too_long, invalid_value
 from gateway.api.schema import SamplingRequest
 from gateway.api.service import Service
 from gateway.generation import Generation
+from gateway.text.grammar import Grammar
 
 _SEEDS = 2**64
 _GREEDY_BELOW = 1e-5  # logits over a smaller temperature overflow
@@ -34,9 +35,13 @@ class OutputLength:
 
 
 def generations(
-    service: Service, request: SamplingRequest, prompts: list[list[int]], length: OutputLength
+    service: Service,
+    request: SamplingRequest,
+    prompts: list[list[int]],
+    length: OutputLength,
+    grammar: Grammar | None = None,
 ) -> list[Generation]:
-    """The jobs of a request, n per prompt. Raises ApiError for lengths that do not fit."""
+    """The jobs of a request, n per prompt, each held to `grammar`. Raises ApiError for lengths that do not fit."""
     if service.config.policy == "srpt":
         _check_oracle(request, length)
     stop_tokens = frozenset[int]() if request.ignore_eos else service.text.stop_tokens
@@ -46,6 +51,8 @@ def generations(
         if (request.min_tokens or 0) > max_tokens:
             raise invalid_value(f"min_tokens is more than the {max_tokens} tokens that there can be", "min_tokens")
         jobs += [_generation(request, prompt, max_tokens, stop_tokens, seed) for seed in _seeds(request)]
+    if grammar is not None:
+        jobs = [replace(job, constraint=grammar.constraint()) for job in jobs]
     return jobs
 
 

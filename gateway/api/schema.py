@@ -29,6 +29,31 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
+JsonSchema = dict[str, Any] | bool
+
+
+class JsonSchemaFormat(msgspec.Struct, frozen=True):
+    name: str | None = None
+    description: str | None = None
+    schema: JsonSchema | None = None
+    strict: bool | None = None  # every schema is held to, strict or not
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredOutputs(msgspec.Struct, frozen=True):
+    """What other servers take beside `response_format`; one of them."""
+
+    json: JsonSchema | str | None = None
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None  # in Lark's notation, as llguidance reads it
+
+
 class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What both ways to ask for text have in common. None: the client left it to the server."""
 
@@ -46,6 +71,12 @@ class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     ignore_eos: bool | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonSchema | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Known, not served: looked at by `refuse_unsupported` alone.
@@ -56,12 +87,6 @@ class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
     include_stop_str_in_output: Any = None
     skip_special_tokens: Any = None
     bad_words: Any = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
-    response_format: Any = None
     add_special_tokens: Any = None
     return_token_ids: Any = None
     truncate_prompt_tokens: Any = None
@@ -174,12 +199,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
     "bad_words": ([],),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": (),
-    "response_format": ({"type": "text"},),
     "add_special_tokens": (True,),
     "return_token_ids": (False,),
     "truncate_prompt_tokens": (),

@@ -9,6 +9,7 @@ from common.config import Config
 from gateway.api.errors import ApiError
 from gateway.generation import Engine
 from gateway.metrics import HttpMetrics
+from gateway.text.grammar import Grammars
 from gateway.text.text_model import TextModel
 
 _QUOTED_CHARACTERS = 100  # of a name that a client made up
@@ -33,6 +34,11 @@ class Service:
         """Changes when the same seed may give another output."""
         facts = f"{self.text.name} {self.config.dtype} {self.config.pipeline_parallel}"
         return "fp_" + hashlib.blake2b(facts.encode(), digest_size=5).hexdigest()
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Of the model's tokenizer."""
+        return Grammars(self.text.tokenizer, self.text.vocab_size, self.text.stop_tokens)
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError (404) unless `name` is this server's model: as served, or its own name. None: it is."""

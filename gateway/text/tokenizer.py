@@ -55,6 +55,10 @@ class Tokenizer:
         """The text of `tokens`."""
         return self._backend.decode(tokens, skip_special_tokens=skip_special_tokens)
 
+    def to_json(self) -> str:
+        """The tokenizer as the library writes it to tokenizer.json."""
+        return self._backend.to_str()
+
     def has_token(self, text: str) -> bool:
         """Is `text` one token?"""
         return self._backend.token_to_id(text) is not None

@@ -1,0 +1,78 @@
+"""Structured output as requests ask for it, in OpenAI's words or those of other servers. Compiles nothing itself."""
+
+import msgspec
+
+from gateway.api.errors import invalid_value
+from gateway.api.schema import JsonSchema, ResponseFormat, SamplingRequest, StructuredOutputs
+from gateway.api.service import Service
+from gateway.text.grammar import Grammar, GrammarError, GrammarSource
+
+_ANY_OBJECT = GrammarSource("json_schema", '{"type": "object"}')
+_NOT_WITH_GRAMMARS = ("ignore_eos", "min_tokens")  # they forbid the end where a grammar allows nothing else
+
+Wish = tuple[str, GrammarSource]  # the field that says it, and what it says
+
+
+async def asked_grammar(service: Service, request: SamplingRequest) -> Grammar | None:
+    """What the output must look like; None: anything. Raises ApiError for what cannot be compiled within limits."""
+    wishes = [*_in_openais_words(request.response_format), *_in_other_words(request)]
+    if not wishes:
+        return None
+    param, source = wishes[0]
+    if len(wishes) > 1:
+        raise invalid_value(f"{wishes[1][0]} asks for another structure than {param}; only one can be had", param)
+    for field in _NOT_WITH_GRAMMARS:
+        if getattr(request, field):
+            raise invalid_value(f"{field} cannot be had together with {param}", field)
+    return await compiled(service, source, param)
+
+
+async def compiled(service: Service, source: GrammarSource, param: str) -> Grammar:
+    """The grammar of `source`. Raises ApiError that names `param`."""
+    try:
+        return await service.grammars.compile(source)
+    except GrammarError as error:
+        raise invalid_value(f"{param} cannot be used: {error}", param) from None
+
+
+def _in_openais_words(asked: ResponseFormat | None) -> list[Wish]:
+    if asked is None or asked.type == "text":
+        return []
+    if asked.type == "json_object":
+        return [("response_format", _ANY_OBJECT)]
+    if asked.json_schema is None or asked.json_schema.schema is None:
+        raise invalid_value("response_format.json_schema.schema is missing", "response_format.json_schema.schema")
+    return [("response_format.json_schema.schema", _schema_source(asked.json_schema.schema))]
+
+
+def _in_other_words(request: SamplingRequest) -> list[Wish]:
+    old = StructuredOutputs(
+        json=request.guided_json,
+        regex=request.guided_regex,
+        choice=request.guided_choice,
+        grammar=request.guided_grammar,
+    )
+    asked = request.structured_outputs or StructuredOutputs()
+    return [*_wishes(asked, "structured_outputs."), *_wishes(old, "guided_")]
+
+
+def _wishes(asked: StructuredOutputs, prefix: str) -> list[Wish]:
+    wishes: list[Wish] = []
+    if asked.json is not None:
+        wishes.append((f"{prefix}json", _schema_source(asked.json)))
+    if asked.json_object:
+        wishes.append((f"{prefix}json_object", _ANY_OBJECT))
+    if asked.regex is not None:
+        wishes.append((f"{prefix}regex", GrammarSource("regex", asked.regex)))
+    if asked.choice is not None:
+        if not asked.choice:
+            raise invalid_value(f"{prefix}choice is an empty list", f"{prefix}choice")
+        wishes.append((f"{prefix}choice", GrammarSource("choice", msgspec.json.encode(asked.choice).decode())))
+    if asked.grammar is not None:
+        wishes.append((f"{prefix}grammar", GrammarSource("lark", asked.grammar)))
+    return wishes
+
+
+def _schema_source(schema: JsonSchema | str) -> GrammarSource:
+    text = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
+    return GrammarSource("json_schema", text)
