@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from worker.models.linear import PackedLinear, PlainLinear, linear
+from worker.models.linear import PackedLinear, PlainLinear, linear, padded_rows
 
 needs_packing = pytest.mark.skipif(
     not PackedLinear.supports(torch.zeros(1, 1)), reason="this build of torch has no oneDNN"
@@ -9,7 +9,7 @@ needs_packing = pytest.mark.skipif(
 
 
 @needs_packing
-@pytest.mark.parametrize("rows", [1, 2, 7, 64])
+@pytest.mark.parametrize("rows", [1, 2, 7, 64, 100, 512, 2048, 2049, 2100])
 @pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 40)])
 def test_the_packed_product_equals_the_plain_one(rows: int, bias: torch.Tensor | None) -> None:
     torch.manual_seed(0)
@@ -35,3 +35,8 @@ def test_what_cannot_be_packed_is_multiplied_plainly() -> None:
     product = linear(weight)
     assert isinstance(product, PlainLinear)
     assert torch.equal(product(torch.eye(3, dtype=torch.float64)), weight.t())
+
+
+def test_products_of_all_lengths_are_made_with_few_numbers_of_rows() -> None:
+    assert all(padded_rows(rows) >= rows for rows in range(1, 2049))
+    assert len({padded_rows(rows) for rows in range(1, 2049)}) == 52

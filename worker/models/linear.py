@@ -15,6 +15,12 @@ from worker.weights import Weights
 Linear = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
 
 
+# oneDNN keeps code for every number of rows that it has seen, for each matrix, up to a megabyte each: gigabytes after
+# a day of prompts of all lengths. So it is shown few numbers: those of decoding as they are, and steps beyond.
+_EXACT_ROWS = 16
+_MOST_ROWS = 2048
+
+
 @dataclass(frozen=True, slots=True)
 class PlainLinear:
     """The reference, on any device."""
@@ -48,8 +54,25 @@ class PackedLinear:
         return weight.dtype == torch.float32
 
     def __call__(self, x: Tensor) -> Tensor:
+        rows = len(x)
+        if rows <= _EXACT_ROWS:
+            return self._product(x)
+        if rows <= _MOST_ROWS:
+            padding = padded_rows(rows) - rows
+            return self._product(F.pad(x, (0, 0, 0, padding)))[:rows] if padding else self._product(x)
+        return torch.cat([self(piece) for piece in x.split(_MOST_ROWS)])
+
+    def _product(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
         return product
+
+
+def padded_rows(rows: int) -> int:
+    """The number of rows, at most 2,048, that a product of `rows` rows is made with."""
+    if rows <= _EXACT_ROWS:
+        return rows
+    step = 32 if rows <= 256 else 64
+    return -(-rows // step) * step
 
 
 def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
