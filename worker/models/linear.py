@@ -60,7 +60,7 @@ class PackedLinear:
         if rows <= _MOST_ROWS:
             padding = padded_rows(rows) - rows
             return self._product(F.pad(x, (0, 0, 0, padding)))[:rows] if padding else self._product(x)
-        return torch.cat([self(piece) for piece in x.split(_MOST_ROWS)])
+        return torch.cat([self(piece) for piece in torch.split(x, _MOST_ROWS)])
 
     def _product(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
