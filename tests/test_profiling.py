@@ -23,6 +23,7 @@ class TimedPipeline:
     def run(self, plan: Plan) -> Result:
         self.plans.append(plan)
         seconds = 0.01 + 0.001 * sum(len(entry.tokens) for entry in plan.entries)
+        seconds += 1e-6 * sum(entry.start for entry in plan.entries) + 2e-4 * len(plan.offloads)
         if self._disturbed and len(self.plans) % self._disturbed == 0:
             seconds *= 10
         self.now += seconds
@@ -30,7 +31,7 @@ class TimedPipeline:
 
 
 def measure(pipeline: TimedPipeline, num_blocks: int = 1000, max_context: int = 512) -> Profile:
-    profiler = Profiler(pipeline, Config(), Pools(num_blocks, 0, 1), vocab_size=50, max_context=max_context)  # type: ignore[arg-type]
+    profiler = Profiler(pipeline, Config(), Pools(num_blocks, 100, 1), vocab_size=50, max_context=max_context)  # type: ignore[arg-type]
     profile = profiler.measure(lambda share: None, clock=lambda: pipeline.now)
     assert profiler.num_plans == len(pipeline.plans) == pipeline.plans[-1].seq
     return profile
@@ -39,9 +40,17 @@ def measure(pipeline: TimedPipeline, num_blocks: int = 1000, max_context: int = 
 def test_it_measures_prompts_that_fit_and_batches_up_to_the_limit() -> None:
     profile = measure(TimedPipeline())
     assert [tokens for tokens, _ in profile.prefill] == [16, 64, 256]
-    assert [jobs for jobs, _ in profile.decode] == [1, 4, 16]
+    assert [jobs for jobs, _ in profile.decode] == [1, 4, 8, 16]
     assert profile.prefill_s(64) == pytest.approx(0.074)
-    assert profile.decode_s(4) == pytest.approx(0.014)
+    assert profile.decode_s(4) == pytest.approx(0.014 + 4 * 256e-6)
+
+
+def test_it_measures_what_contexts_and_copies_cost() -> None:
+    profile = measure(TimedPipeline())
+    assert profile.context_s == pytest.approx(1e-6)
+    assert profile.copy_s == pytest.approx(2e-4)
+    assert (profile.decode_context, profile.block_tokens, profile.block_bytes) == (256, 16, 1)
+    assert profile.iteration_s(0, 4, 4 * 500) == pytest.approx(0.014 + 4 * 500e-6)
 
 
 def test_its_plans_are_ones_that_stages_can_run() -> None:
@@ -50,7 +59,8 @@ def test_its_plans_are_ones_that_stages_can_run() -> None:
     for plan in pipeline.plans:
         blocks = [block for entry in plan.entries for block in entry.blocks]
         assert len(blocks) == len(set(blocks))
-        assert max(blocks) < 40
+        assert all(block < 40 for block in blocks)
+        assert all(device < 40 and host < 100 for device, host in plan.offloads)
         assert all(0 <= token < 50 for entry in plan.entries for token in entry.tokens)
         assert all(16 * len(entry.blocks) >= entry.start + len(entry.tokens) for entry in plan.entries)
 
