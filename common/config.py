@@ -106,6 +106,10 @@ class Config:
     aging: float = 8.0
     """A job is promoted when it waited this many times its attained service (times active jobs per place). 0: never."""
 
+    aging_limit_ms: float | None = None
+    """Promote a job that waited this long, whatever it attained: the paper's alpha, instead of --aging. Thrashes under
+    overload; for experiments."""
+
     profile: Literal["cached", "measure"] = "cached"
     """Use the profile cached for this model, device and layout, or measure again."""
     ping_interval: float = 10.0
@@ -118,6 +122,8 @@ class Config:
     """Seconds that one iteration may take before its stage counts as lost."""
     max_body_bytes: int = 8 * 2**20
     """Largest request body."""
+    record: str | None = None
+    """File to write every job's moves to, for `skipjoin timeline`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Verbosity of the log on standard error."""
 
@@ -134,6 +140,8 @@ class Config:
             raise ConfigError("--quantum-ms must be greater than 0")
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ConfigError("--ssl-keyfile needs --ssl-certfile")
+        if self.aging_limit_ms is not None and self.aging_limit_ms <= 0:
+            raise ConfigError("--aging-limit-ms must be greater than 0")
         if self.quantum_growth <= 1:
             raise ConfigError("--quantum-growth must be greater than 1")
         for name in ("kv_device_memory", "kv_host_memory"):

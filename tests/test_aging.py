@@ -57,3 +57,15 @@ def test_jobs_that_ended_are_let_go() -> None:
         job.finish_reason = "stop"
     aging.starving(0.0, active=0, quanta=QUANTA)
     assert aging._due == []
+
+
+def test_an_absolute_limit_takes_no_account_of_service_or_crowds() -> None:
+    aging, job = Aging(factor=3.0, places=4, limit_s=0.3), waiting(1, level=2, since=0.0, attained_s=50.0)
+    aging.watch(job, QUANTA[2])
+    assert aging.starving(0.29, active=400, quanta=QUANTA) == []
+    assert aging.starving(0.31, active=400, quanta=QUANTA) == [job]
+
+
+def test_an_absolute_limit_counts_even_where_relative_aging_is_off() -> None:
+    aging, job = Aging(factor=0.0, places=4, limit_s=2.0), waiting(1, level=2, since=0.0)
+    assert aging.seconds_left(job, QUANTA[2], active=9, now=0.5) == 1.5

@@ -261,3 +261,16 @@ def test_a_large_job_is_not_starved_by_small_ones() -> None:
         if 99 in run.finished_at:
             return
     raise AssertionError("the large job never ran")
+
+
+def test_no_plan_copies_more_than_an_iteration_hides_unless_one_job_alone_is_larger() -> None:
+    # A block takes half an iteration to copy, so two of them are hidden; contexts have 2 to 4 blocks of 4 tokens.
+    cost = LinearCost(decode=1.0, prefill_per_token=0.01, copy_s=0.5)
+    run = Drive(scheduler(cost, device=12, host=100, max_batch_jobs=2, block_tokens=4, policy="skip-join"), cost)
+    for job_id in range(12):
+        run.submit(job_id, prompt=6, output=8)
+    run.run()
+    moved = [max(len(plan.offloads), len(plan.uploads)) for plan in run.plans]
+    assert sum(moved) > 0
+    for plan, most in zip(run.plans, moved, strict=True):
+        assert most <= 1 + 4, f"plan {plan.seq} copies {most} blocks"  # one block of the budget left, and a whole job

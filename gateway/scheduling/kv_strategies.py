@@ -35,11 +35,14 @@ class Moves:
 class Memory:
     """What all strategies look at."""
 
-    def __init__(self, queue: JobQueue, ledger: BlockLedger, arrivals: ArrivalRate, places: int) -> None:
+    def __init__(
+        self, queue: JobQueue, ledger: BlockLedger, arrivals: ArrivalRate, places: int, most_copies: int
+    ) -> None:
         self.queue = queue
         self.ledger = ledger
         self.arrivals = arrivals
         self.places = places  # jobs that can be in flight
+        self.most_copies = most_copies  # blocks that can be copied in one direction while an iteration computes
 
     def movable_from_the_end(self) -> Iterator[Job]:
         """Resident jobs that are in no plan, last in policy order first."""
@@ -91,13 +94,15 @@ class Proactive(KvStrategy):
         moves = Moves()
         free = ledger.device.num_free
         waiting: list[Job] = []
+        copies = self._memory.most_copies
         # 1. Upload, smallest ENST first, who is among the next to run. Nobody overtakes one that has no room yet.
         for job in sorted(turn.blocked + self._next_on_host(), key=enst):
             free -= ledger.missing(job)
             if free < 0:
                 waiting.append(job)
-            elif job.residence is Residence.HOST:
+            elif job.residence is Residence.HOST and copies > 0:
                 moves.upload.append(job)
+                copies -= len(job.host_blocks)
         # 2. Offload, largest ENST first, until those who wait and those who are expected will fit.
         deficit = reserve - free - ledger.departing
         if deficit > 0:
@@ -122,12 +127,12 @@ class Proactive(KvStrategy):
 
     def _offload(self, moves: Moves, deficit: int, waiting: list[Job], enst: Outlook) -> None:
         ledger = self._memory.ledger
-        host_free = ledger.host.num_free
+        host_free, copies = ledger.host.num_free, self._memory.most_copies
         first = min((job.rank for job in waiting), default=None)
         soon = 2 * self._memory.places
         candidates = list(islice(self._memory.movable_from_the_end(), CANDIDATES))
         for job in sorted(candidates, key=enst, reverse=True):
-            if deficit <= 0:
+            if deficit <= 0 or copies <= 0:
                 break
             # Never for somebody who runs later; and for those only expected, never who runs soon.
             if (job.rank <= first) if first is not None else (self._memory.queue.ahead(job.rank) < soon):
@@ -136,6 +141,7 @@ class Proactive(KvStrategy):
             if size <= host_free:
                 moves.offload.append(job)
                 host_free -= size
+                copies -= size
             elif waiting and not ledger.departing and not moves.offload:
                 moves.drop.append(job)  # both memories are full: only recomputing it later lets anybody go on
             else:

@@ -57,7 +57,8 @@ def make_policy(config: Config, cost: CostModel) -> Policy:
     quantum_s = cost.decode_s(1) if config.quantum_ms is None else config.quantum_ms / 1000
     levels = Levels(config.num_levels, quantum_s, config.quantum_growth)
     places = config.max_batch_jobs * config.pipeline_parallel
-    aging = Aging(config.aging, places)
+    limit_s = None if config.aging_limit_ms is None else config.aging_limit_ms / 1000
+    aging = Aging(config.aging, places, limit_s)
     return MultiLevelFeedbackQueue(levels, cost, aging, places, skip=config.policy == "skip-join")
 
 
@@ -80,7 +81,8 @@ class Scheduler:
         self.ledger = BlockLedger(self.queue, num_device_blocks, num_host_blocks, config.block_tokens)
         self._arrivals = ArrivalRate()
         places = config.max_batch_jobs * config.pipeline_parallel
-        memory = Memory(self.queue, self.ledger, self._arrivals, places)
+        most_copies = int(cost.decode_s(config.max_batch_jobs) / cost.copy_s) if cost.copy_s else num_device_blocks
+        memory = Memory(self.queue, self.ledger, self._arrivals, places, most_copies)
         self._strategy: KvStrategy = STRATEGIES[config.kv_strategy](memory)
         self._flights: deque[_InFlight] = deque()
         self._seq = first_seq - 1
