@@ -20,6 +20,7 @@ from common.records import Result
 from gateway.constraints import Constraints, why_no_token
 from gateway.generation import Chunk, Generation, QueueFull, SchedulingTrace, State, Stream, Unavailable
 from gateway.pipeline import Interrupted, Pipeline, StageLost
+from gateway.recording import Recorder
 from gateway.scheduling.job import Job
 from gateway.scheduling.scheduler import Outcome, Scheduler
 from gateway.start_up import Cluster, Progress, start_up
@@ -60,12 +61,14 @@ class JobEngine:
         *,
         clock: Callable[[], float] = time.monotonic,
         progress: Progress = lambda what, share: None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._config = config
         self._files = files
         self._spec = spec
         self._clock = clock  # what jobs are charged by
         self._progress = progress
+        self._recorder = recorder
         stages = list(range(1, config.pipeline_parallel + 1))
         self._pipeline = Pipeline(channel, stages, config.iteration_timeout)
         self._state: State = "loading"
@@ -195,6 +198,8 @@ class JobEngine:
             self._closed = True
             self._end_all(self.failure or "the server is shutting down")
             self._pipeline.stop()
+            if self._recorder is not None:
+                self._recorder.close()
 
     def _new_scheduler(self, cluster: Cluster) -> Scheduler:
         pools, first_seq = cluster.pools, cluster.plans_used + 1
@@ -211,6 +216,7 @@ class JobEngine:
                 self._pipeline.send(plan)
                 self.statistics.offloaded_blocks += len(plan.offloads)
                 self.statistics.uploaded_blocks += len(plan.uploads)
+            self._record()
             # After the next plans are on their way: text and events are made while the stages compute.
             self._hand_over(chunks)
             chunks = []
@@ -218,6 +224,7 @@ class JobEngine:
                 self._idle()
             elif (result := self._wait_for_result(scheduler)) is not None:
                 chunks = self._commit(scheduler, result)
+                self._record()
         self._hand_over(chunks)
 
     def _wait_for_result(self, scheduler: Scheduler) -> Result | None:
@@ -307,6 +314,12 @@ class JobEngine:
     def _forget(self, job: Job) -> None:
         _, stream = self._streams.pop(job.id)
         del self._jobs[stream]
+        if self._recorder is not None:
+            self._recorder.end(job, self._clock())
+
+    def _record(self) -> None:
+        if self._recorder is not None:
+            self._recorder.look((job for job, _ in self._streams.values()), self._clock())
 
     def _end_all(self, why: str) -> None:
         """Tell everybody whose job did not end."""

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -20,6 +21,7 @@ from gateway.app import create_app
 from gateway.engine import JobEngine
 from gateway.engine_metrics import EngineCollector
 from gateway.http_server import http_server, raise_open_files_limit
+from gateway.recording import Recorder
 from gateway.start_up import Cluster
 from gateway.text.text_model import load_text_model
 from launch.bars import Bars
@@ -50,13 +52,14 @@ class _Gateway:
     """One life of the process, from loading to the last stream's end."""
 
     def __init__(self, config: Config, channel: Channel) -> None:
-        """Raises ModelError, ConfigError, and OSError when the port cannot be had."""
+        """Raises ModelError, ConfigError, and OSError when the port or a file cannot be had."""
         self._config = config
         self._listener = _listen(config)
         files = locate(config.model)
         spec = read_spec(files)
         text = load_text_model(files, spec, tool_format=config.tool_format, reasoning=config.reasoning)
-        self._engine = JobEngine(config, files, spec, channel, progress=Bars())
+        recorder = Recorder(Path(config.record)) if config.record else None
+        self._engine = JobEngine(config, files, spec, channel, progress=Bars(), recorder=recorder)
         registry = CollectorRegistry()
         registry.register(EngineCollector(self._engine))
         app = create_app(config, self._engine, text, registry, load_keys(config))
