@@ -11,11 +11,14 @@ from common.channel import Channel
 from common.config import Config, ConfigError
 from common.model_files import ModelError
 from launch.bench.chunks import ChunksBench
+from launch.bench.load import LoadBench
 from launch.bench.preemption import PreemptionBench
 from launch.bench.scheduler import SchedulerBench
 from launch.key import Key
 from launch.mpiexec import run_world, under_launcher
 from launch.rank import run_rank
+from launch.simulate import Simulate
+from launch.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class Profile(Config):
 
 Bench = (
     Annotated[ChunksBench, tyro.conf.subcommand("chunks")]
+    | Annotated[LoadBench, tyro.conf.subcommand("load")]
     | Annotated[PreemptionBench, tyro.conf.subcommand("preemption")]
     | Annotated[SchedulerBench, tyro.conf.subcommand("scheduler")]
 )
@@ -51,7 +55,10 @@ Bench = (
 
 @dataclass(frozen=True, slots=True)
 class Benches:
-    """Measure Skipjoin on this machine; the last line of output is JSON."""
+    """Measure a server, or Skipjoin on this machine; the last line of output is JSON.
+
+    `skipjoin bench URL` is short for `skipjoin bench load URL`.
+    """
 
     bench: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[Bench]]
 
@@ -61,6 +68,8 @@ Command = (
     | Annotated[Profile, tyro.conf.subcommand("profile")]
     | Annotated[Key, tyro.conf.subcommand("key")]
     | Annotated[Benches, tyro.conf.subcommand("bench")]
+    | Annotated[Simulate, tyro.conf.subcommand("simulate")]
+    | Annotated[Timeline, tyro.conf.subcommand("timeline")]
 )
 
 
@@ -68,10 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        command = tyro.cli(Command, args=arguments, prog="skipjoin", description=__doc__)
+        command = parse(arguments)
         if isinstance(command, Benches):
             return command.bench.run()
-        if isinstance(command, Key):
+        if isinstance(command, Key | Simulate | Timeline):
             return command.run()
         if under_launcher():
             return run_rank(command, command.as_gateway)
@@ -79,3 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, ModelError) as error:
         print(f"skipjoin: {error}", file=sys.stderr)
         return 2
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """What a command line asks for; leaves with status 2 where it is none. `bench URL` means `bench load URL`."""
+    if len(arguments) > 1 and arguments[0] == "bench" and "://" in arguments[1]:
+        arguments = ["bench", "load", *arguments[1:]]
+    return tyro.cli(Command, args=arguments, prog="skipjoin", description=__doc__)

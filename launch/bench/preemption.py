@@ -3,26 +3,19 @@
 import asyncio
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import httpx
 from tqdm import tqdm
 
 from common.config import Policy
+from launch.bench.client import Client
 from launch.bench.server import serving
+from launch.lab.samples import Sample
 
 _LONG_PROMPT = "Tell me everything that you know about the history of shipping."
 _SHORT_PROMPT = "Name a colour."
 _HEAD_START = 10  # tokens that every long job has emitted when the short ones arrive
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    jct_s: float
-    ttft_s: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +50,18 @@ class PreemptionBench:
         self._report(medians, longs)
         return 0
 
-    async def _measure(self, url: str) -> tuple[list[_Answer], list[_Answer]]:
+    async def _measure(self, url: str) -> tuple[list[Sample], list[Sample]]:
         """The short and the long jobs' answers."""
-        async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
+        async with Client(url) as client:
+            await client.prepare()
             running = [asyncio.Event() for _ in range(self.long_jobs)]
             long = [
-                asyncio.create_task(_complete(client, _LONG_PROMPT, self.long_tokens, _at(_HEAD_START, event)))
+                asyncio.create_task(client.complete(_LONG_PROMPT, self.long_tokens, _at(_HEAD_START, event)))
                 for event in running
             ]
             await asyncio.gather(*(event.wait() for event in running))
             short = await asyncio.gather(
-                *(_complete(client, _SHORT_PROMPT, self.short_tokens) for _ in range(self.short_jobs))
+                *(client.complete(_SHORT_PROMPT, self.short_tokens) for _ in range(self.short_jobs))
             )
             return list(short), list(await asyncio.gather(*long))
 
@@ -83,19 +77,3 @@ class PreemptionBench:
 
 def _at(count: int, event: asyncio.Event) -> Callable[[int], None]:
     return lambda tokens: event.set() if tokens >= count else None
-
-
-async def _complete(
-    client: httpx.AsyncClient, prompt: str, tokens: int, progress: Callable[[int], None] = lambda tokens: None
-) -> _Answer:
-    """Stream one completion of exactly `tokens` tokens."""
-    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True, "ignore_eos": True}
-    start, first, count = time.perf_counter(), 0.0, 0
-    async with client.stream("POST", "/completions", json=body) as response:
-        response.raise_for_status()
-        async for line in response.aiter_lines():
-            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["text"]:
-                count += 1
-                first = first or time.perf_counter()
-                progress(count)
-    return _Answer(time.perf_counter() - start, first - start, count)

@@ -1,0 +1,88 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import TypeVar
+
+import pytest
+from fakes_gateway import FakeEngine, serving
+
+from launch.bench.client import Client, Endpoint, RequestFailed
+from launch.lab.samples import Sample
+
+T = TypeVar("T")
+
+
+def with_client(engine: FakeEngine, use: Callable[[Client], Awaitable[T]], **options: object) -> T:
+    async def run(url: str) -> T:
+        async with Client(f"{url}/v1", **options) as client:  # type: ignore[arg-type]
+            return await use(client)
+
+    with serving(engine) as url:
+        return asyncio.run(run(url))
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_an_answer_has_its_tokens_and_its_times_in_order(endpoint: Endpoint) -> None:
+    async def use(client: Client) -> Sample:
+        await client.prepare()
+        return await client.complete("hello", 20)
+
+    sample = with_client(FakeEngine("abc"), use, endpoint=endpoint)
+    assert sample.output_tokens == 20
+    assert 0 < sample.ttft_s <= sample.jct_s
+    assert 0 <= sample.longest_gap_s <= sample.jct_s
+
+
+def test_lengths_are_exact_where_the_server_allows_it() -> None:
+    engine = FakeEngine("abc")
+
+    async def use(client: Client) -> None:
+        await client.prepare()
+        await client.complete("hello", 20)
+
+    with_client(engine, use)
+    assert engine.jobs[-1].stop_tokens == frozenset()
+    assert engine.jobs[-1].min_tokens == engine.jobs[-1].max_tokens == 20
+
+
+def test_prompts_have_about_the_tokens_that_were_asked_for() -> None:
+    engine = FakeEngine("abc")
+
+    async def use(client: Client) -> None:
+        await client.prepare()  # a token is a byte here: words have several
+        await client.complete(client.prompt(Random(1), 200), 5)
+
+    with_client(engine, use)
+    assert len(engine.jobs[-1].prompt) == pytest.approx(200, rel=0.2)
+
+
+def test_progress_is_told_as_tokens_come() -> None:
+    counts: list[int] = []
+
+    async def use(client: Client) -> None:
+        client.model = "tiny/bytes"
+        await client.complete("hello", 3, counts.append)
+
+    with_client(FakeEngine("abc"), use)
+    assert counts[-1] == 3
+    assert counts == sorted(counts)
+
+
+def test_a_refusal_is_told_with_its_status() -> None:
+    engine = FakeEngine()
+    engine.full_for_s = 2.0
+
+    async def use(client: Client) -> None:
+        await client.prepare()
+
+    with pytest.raises(RequestFailed, match="429"):
+        with_client(engine, use)
+
+
+def test_no_server_is_told_as_such() -> None:
+    async def use() -> None:
+        async with Client("http://127.0.0.1:9/v1") as client:
+            await client.prepare()
+
+    with pytest.raises(RequestFailed, match="cannot ask"):
+        asyncio.run(use())
