@@ -38,6 +38,9 @@ class Constraints:
 
 def why_no_token(generation: Generation) -> str:
     """What a client is told when no token could be drawn."""
-    if generation.constraint is not None and generation.constraint.failure is not None:
-        return generation.constraint.failure
+    constraint = generation.constraint
+    if constraint is not None and constraint.failure is not None:
+        return constraint.failure
+    if constraint is not None or generation.bad_words or generation.min_tokens:
+        return "the request leaves no token that could come next"
     return "the model produced values that are not finite for this request"

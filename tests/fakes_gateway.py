@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from common.config import Config
+from common.records import Logprobs
 from gateway.api.keys import KeyRing
 from gateway.app import create_app
 from gateway.generation import Chunk, FinishReason, Generation, QueueFull, SchedulingTrace, State, Unavailable
@@ -72,12 +73,19 @@ class FakeStream:
         tokens, reason = self._outcome()
         for token in tokens[:-1]:
             await self._engine.pass_gate()
-            yield Chunk((token,))
+            yield Chunk((token,), logprobs=self._logprobs(token))
         await self._engine.pass_gate()
         if self._engine.fails:
             yield Chunk((), "error", "A worker was lost.")
             return
-        yield Chunk(tuple(tokens[-1:]), reason, trace=trace(joined_level=self._number))
+        logprobs = self._logprobs(tokens[-1]) if tokens else ()
+        yield Chunk(tuple(tokens[-1:]), reason, trace=trace(joined_level=self._number), logprobs=logprobs)
+
+    def _logprobs(self, token: int) -> tuple[Logprobs, ...]:
+        """Those of a made-up model that thinks token 120, `x`, likeliest, and the smaller ones likelier."""
+        if self.job.logprobs is None:
+            return ()
+        return (Logprobs(-float(token), [(120 + rank, -0.5 - rank) for rank in range(self.job.logprobs)]),)
 
     def _outcome(self) -> tuple[list[int], FinishReason]:
         tokens: list[int] = []

@@ -179,3 +179,70 @@ def test_a_failed_generation_is_a_server_error() -> None:
     assert caught.value.code == "generation_failed"
     assert caught.value.message.endswith("A worker was lost.")
     assert all(stream.aborted.is_set() for stream in engine.streams)
+
+
+def test_logprobs_name_tokens_bytes_and_the_likeliest() -> None:
+    with client_of(FakeEngine("hé")) as client:
+        answer = client.chat.completions.create(model=NAME, messages=HI, logprobs=True, top_logprobs=2)
+    said = answer.choices[0].logprobs
+    assert said is not None
+    assert said.content is not None
+    assert [(one.token, one.bytes, one.logprob) for one in said.content] == [
+        ("h", [104], -104),
+        ("bytes:\\xc3", [0xC3], -195),
+        ("bytes:\\xa9", [0xA9], -169),
+    ]
+    assert [(one.token, one.bytes, one.logprob) for one in said.content[0].top_logprobs] == [
+        ("x", [120], -0.5),
+        ("y", [121], -1.5),
+    ]
+
+
+def test_logprobs_without_a_number_name_no_others(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=NAME, messages=HI, logprobs=True, max_tokens=1)
+    assert answer.choices[0].logprobs is not None
+    assert [one.top_logprobs for one in answer.choices[0].logprobs.content or []] == [[]]
+
+
+def test_streamed_logprobs_come_with_their_text() -> None:
+    with client_of(FakeEngine("aé STOP")) as client:
+        chunks = list(
+            client.chat.completions.create(model=NAME, messages=HI, logprobs=True, stop="STOP", stream=True, n=2)
+        )
+    for index in (0, 1):
+        own = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == index]
+        pieces = [
+            (choice.delta.content, bytes(b for one in choice.logprobs.content or [] for b in one.bytes or []).decode())
+            for choice in own
+            if choice.logprobs is not None
+        ]
+        assert pieces == [("a", "a"), ("é", "é"), (" ", " ")]
+
+
+def test_the_likeliest_without_logprobs_make_no_sense(client: openai.OpenAI) -> None:
+    error = bad_request(lambda: client.chat.completions.create(model=NAME, messages=HI, top_logprobs=2))
+    assert error.param == "top_logprobs"
+
+
+def test_an_answer_may_go_on_with_the_final_message() -> None:
+    engine = FakeEngine()
+    messages: Any = [*HI, {"role": "assistant", "content": "The answer is "}]
+    body = {"continue_final_message": True, "add_generation_prompt": False}
+    with client_of(engine) as client:
+        client.chat.completions.create(model=NAME, messages=messages, extra_body=body)
+        assert prompt_of(engine) == "user: hi\nassistant: The answer is "
+        for wrong, final in (({**body, "add_generation_prompt": True}, messages), (body, HI)):
+            error = bad_request(
+                lambda wrong=wrong, final=final: client.chat.completions.create(
+                    model=NAME, messages=final, extra_body=wrong
+                )
+            )
+            assert error.code == "invalid_value"
+
+
+def test_usage_may_come_with_every_chunk() -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}
+    with client_of(FakeEngine("abc")) as client:
+        stream = client.chat.completions.create(model=NAME, messages=HI, stream=True, stream_options=options)
+        counts = [chunk.usage.completion_tokens for chunk in stream if chunk.usage is not None]
+    assert counts == [1, 1, 2, 3, 3, 3]  # role, three letters, reason, usage

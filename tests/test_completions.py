@@ -101,10 +101,100 @@ def test_a_long_prompt_is_encoded_beside_the_event_loop() -> None:
     assert len(engine.jobs[0].prompt) == 100_000
 
 
-def test_what_is_not_built_yet_is_refused_by_name() -> None:
-    fields: dict[str, Any] = {"logprobs": 1, "echo": True, "suffix": "x", "best_of": 2, "logit_bias": {"1": 1}}
+def test_what_is_not_built_is_refused_by_name() -> None:
+    fields: dict[str, Any] = {"suffix": "x", "truncate_prompt_tokens": 5, "prompt_embeds": "x", "priority": 1}
     with client_of() as client:
         for field, value in fields.items():
             with pytest.raises(openai.BadRequestError) as caught:
                 client.completions.create(model=NAME, prompt="x", extra_body={field: value})
             assert (caught.value.code, caught.value.param) == ("unsupported_parameter", field)
+
+
+def test_logprobs_are_of_the_tokens_that_make_up_the_text() -> None:
+    with client_of(FakeEngine("hé")) as client:
+        answer = client.completions.create(model=NAME, prompt="x", logprobs=2)
+    said = answer.choices[0].logprobs
+    assert said is not None
+    assert said.tokens == ["h", "bytes:\\xc3", "bytes:\\xa9"]
+    assert said.token_logprobs == [-104, -195, -169]
+    assert said.text_offset == [0, 1, 1]
+    assert said.top_logprobs is not None
+    assert said.top_logprobs[0] == {"x": -0.5, "y": -1.5, "h": -104}
+
+
+def test_no_logprobs_are_sent_that_nobody_asked_for() -> None:
+    with client_of() as client:
+        assert client.completions.create(model=NAME, prompt="x").choices[0].logprobs is None
+        zero = client.completions.create(model=NAME, prompt="x", logprobs=0, max_tokens=1).choices[0].logprobs
+    assert zero is not None
+    assert zero.top_logprobs == [{"H": -72}]
+
+
+def test_the_tokens_of_a_stop_string_are_not_among_the_logprobs() -> None:
+    with client_of(FakeEngine("one STOP")) as client:
+        answer = client.completions.create(model=NAME, prompt="x", logprobs=0, stop="STOP")
+        kept = client.completions.create(
+            model=NAME, prompt="x", logprobs=0, stop="STOP", extra_body={"include_stop_str_in_output": True}
+        )
+    assert [choice.text for choice in (answer.choices[0], kept.choices[0])] == ["one ", "one STOP"]
+    for choice in (answer.choices[0], kept.choices[0]):
+        assert choice.logprobs is not None
+        assert "".join(choice.logprobs.tokens or []) == choice.text
+
+
+@pytest.mark.parametrize("prompt", ["ab", [97, 98]])
+def test_an_echo_is_the_prompt_before_the_text(prompt: Any) -> None:
+    with client_of(FakeEngine("!?")) as client:
+        plain = client.completions.create(model=NAME, prompt=[prompt, prompt], echo=True, n=2)
+        stream = client.completions.create(model=NAME, prompt=prompt, echo=True, stream=True)
+        streamed = [chunk.choices[0].text for chunk in stream]
+    assert texts(plain) == ["ab!?"] * 4
+    assert streamed == ["ab", "!", "?", ""]
+
+
+def test_an_echo_with_logprobs_is_refused_by_name() -> None:
+    with client_of() as client, pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=NAME, prompt="x", echo=True, logprobs=1)
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "logprobs")
+
+
+def test_the_best_of_several_are_the_likeliest_by_the_mean_of_their_tokens() -> None:
+    said = iter([b"zz", b"a", b"bbb", b"cc"] * 2)
+    with client_of(FakeEngine(lambda job: [*next(said), 256])) as client:
+        answer = client.completions.create(model=NAME, prompt=["x", "y"], n=2, best_of=4)
+    assert texts(answer) == ["a", "bbb", "a", "bbb"]
+    assert answer.choices[0].logprobs is None
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 16)  # all that were made
+
+
+@pytest.mark.parametrize("fields", [{"best_of": 1, "n": 2}, {"best_of": 2, "stream": True}])
+def test_the_best_cannot_be_fewer_than_asked_for_nor_known_before_the_end(fields: dict[str, Any]) -> None:
+    with client_of() as client, pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=NAME, prompt="x", **fields)
+    assert caught.value.param == "best_of"
+
+
+def test_special_tokens_are_shown_to_those_who_want_them() -> None:
+    script = [97, 256, 98]
+    with client_of(FakeEngine(lambda job: script)) as client:
+        create = client.completions.create
+        hidden = create(model=NAME, prompt="x", max_tokens=3, extra_body={"ignore_eos": True})
+        shown = create(
+            model=NAME, prompt="x", max_tokens=3, extra_body={"ignore_eos": True, "skip_special_tokens": False}
+        )
+    assert (texts(hidden), texts(shown)) == (["ab"], ["a<|end|>b"])
+
+
+def test_token_ids_come_with_the_text_when_asked_for() -> None:
+    with client_of(FakeEngine("Hé")) as client:
+        body: Any = {"return_token_ids": True}
+        plain = client.completions.create(model=NAME, prompt="x", extra_body=body)
+        stream = client.completions.create(model=NAME, prompt="x", extra_body=body, stream=True)
+        chunks = [chunk.choices[0] for chunk in stream]
+    assert (plain.choices[0].model_extra or {})["token_ids"] == [*"Hé".encode()]
+    assert [(chunk.text, (chunk.model_extra or {})["token_ids"]) for chunk in chunks] == [
+        ("H", [72]),
+        ("é", [0xC3, 0xA9]),
+        ("", []),
+    ]

@@ -41,6 +41,8 @@ def test_all_of_them_together_get_one_grace() -> None:
 
 def test_a_client_is_told_why_its_constraint_gave_up() -> None:
     constraint = FixedMask()
-    assert "not finite" in why_no_token(generation(2, 5, constraint=constraint))
+    assert "not finite" in why_no_token(generation(2, 5))
+    for options in ({"constraint": constraint}, {"bad_words": ((1,),)}, {"min_tokens": 1}):
+        assert "leaves no token" in why_no_token(generation(2, 5, **options))
     constraint.failure = "too complex"
     assert why_no_token(generation(2, 5, constraint=constraint)) == "too complex"

@@ -2,19 +2,21 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import reference
-import torch
 from transformers import LlamaConfig
 from world import Answer, run_world
 
 from common.model_files import locate
 from common.spec_reader import read_spec
+from gateway.allowed_tokens import AllowedTokens
 from gateway.generation import Generation
+from gateway.text.conversation import Conversation
 from gateway.text.text_model import TextModel, load_text_model
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -164,6 +166,30 @@ def test_tokens_survive_prompts_in_chunks_whose_jobs_lose_their_place_in_between
     assert sum(answer.trace.iterations - len(answer.tokens) for answer in crowded) > 30
 
 
+def test_logprobs_and_what_bends_logits_do_not_depend_on_the_schedule(tiny: Path) -> None:
+    jobs = [
+        replace(
+            job,
+            logprobs=index % 4,
+            logit_bias=((3, 2.0), (4, -100.0)),
+            bad_words=((5, 6), (7,)),
+            constraint=AllowedTokens(range(0, 200), 300) if index % 3 else None,
+        )
+        for index, job in enumerate(thirty_jobs(300))
+    ]
+    options: dict[str, Any] = {"model": str(tiny), "threads": 1, "device": "cpu"}
+    alone = run_world(jobs, one_by_one=True, **options)
+    crowded = run_world(jobs, kv_host_blocks=500, clock=ten_seconds_each_time(), **CROWDED, **options)
+    assert tokens(crowded) == tokens(alone)
+    for answer, other in zip(crowded, alone, strict=True):
+        assert [len(said.top) for said in answer.logprobs] == [len(said.top) for said in other.logprobs]
+        drawn = [said.drawn for said in other.logprobs]
+        assert [said.drawn for said in answer.logprobs] == pytest.approx(drawn, abs=1e-4)
+    said = [token for answer in alone for token in answer.tokens]
+    assert not {4, 7} & {*said}
+    assert all(token < 200 for index, answer in enumerate(alone) if index % 3 for token in answer.tokens)
+
+
 @pytest.mark.parametrize("policy", ["mlfq", "fcfs", "static", "srpt"])
 def test_tokens_do_not_depend_on_the_policy(tiny: Path, alone: list[Answer], policy: str) -> None:
     assert tokens(run_world(thirty_jobs(300), model=str(tiny), threads=1, policy=policy)) == tokens(alone)
@@ -205,8 +231,8 @@ def language() -> TextModel:
 
 @pytest.fixture(scope="module")
 def prompts(language: TextModel) -> list[list[int]]:
-    assert language.template is not None
-    chats = [language.template.render([{"role": "user", "content": text}]) for text in CHATS]
+    assert language.chat is not None
+    chats = [language.chat.render(Conversation([{"role": "user", "content": text}])) for text in CHATS]
     encoded = [language.tokenizer.encode(text, add_special_tokens=False) for text in chats + RAW]
     assert len(encoded) == 20
     assert min(map(len, encoded)) <= 5
@@ -216,12 +242,19 @@ def prompts(language: TextModel) -> list[list[int]]:
 
 @pytest.mark.model
 @pytest.mark.timeout(600)
-def test_greedy_tokens_equal_those_of_transformers(prompts: list[list[int]]) -> None:
+def test_greedy_tokens_and_logprobs_equal_those_of_transformers(prompts: list[list[int]]) -> None:
     model = reference.reference_model()
-    ours = run_world([Generation(prompt=prompt, max_tokens=16, temperature=0.0) for prompt in prompts])
-    with torch.inference_mode():
-        theirs = [reference.greedy(model, prompt, 16) for prompt in prompts]
-    assert tokens(ours) == theirs
+    ours = run_world([Generation(prompt=prompt, max_tokens=16, temperature=0.0, logprobs=5) for prompt in prompts])
+    for prompt, answer in zip(prompts, ours, strict=True):
+        # Its own tokens go in, so each is the greedy one after those before it, if it is at all.
+        logprobs = reference.logits(model, prompt + answer.tokens)[len(prompt) - 1 : -1].log_softmax(-1)
+        assert answer.tokens == logprobs.argmax(-1).tolist()
+        for token, said, expected in zip(answer.tokens, answer.logprobs, logprobs, strict=True):
+            assert said.drawn == pytest.approx(expected[token].item(), abs=1e-3)
+            assert [logprob for _, logprob in said.top] == pytest.approx(expected.topk(5).values.tolist(), abs=1e-3)
+            assert [expected[one].item() for one, _ in said.top] == pytest.approx(
+                [logprob for _, logprob in said.top], abs=1e-3
+            )
 
 
 @pytest.mark.soak

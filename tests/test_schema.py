@@ -91,6 +91,12 @@ def test_numbers_within_their_range_are_taken(field: str, values: list[float]) -
         ("presence_penalty", [-2.1, 2.1]),
         ("frequency_penalty", [2.5, "a"]),
         ("repetition_penalty", [0, -1, 11]),
+        ("logprobs", [0, 1, "true"]),
+        ("top_logprobs", [-1, 21, 1.5]),
+        ("logit_bias", [{"1": 101}, {"1": -101}, {"a": 1}, {"1.5": 1}, {"1": "a"}, [1]]),
+        ("stop_token_ids", [["a"], [1.5], 5]),
+        ("bad_words", ["a", [1]]),
+        ("allowed_token_ids", [["a"], 5]),
         ("stream", [1, "true"]),
         ("stop", [1, [1]]),
         ("model", [1, ["a"]]),
@@ -169,10 +175,11 @@ def test_refused_fields_are_refused_by_name_and_harmless_values_are_not() -> Non
         assert caught.value.body["error"]["param"] == field
 
 
-def test_zero_logprobs_ask_for_something_and_false_does_not() -> None:
-    completion(logprobs=False)
-    with pytest.raises(ApiError):
-        completion(logprobs=0)
+def test_zero_logprobs_ask_for_something() -> None:
+    assert completion(logprobs=0).num_logprobs == 0
+    assert completion().num_logprobs is None
+    assert [chat(logprobs=asked).num_logprobs for asked in (None, False, True)] == [None, None, 0]
+    assert chat(logprobs=True, top_logprobs=3).num_logprobs == 3
 
 
 @pytest.mark.parametrize("prompt", ["a", "", ["a", "b"], [1, 2], [[1], [2, 3]], []])

@@ -13,8 +13,8 @@ TEXT = st.text("ab", max_size=24)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=4)
 
 
-def run(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
-    matcher = StopStrings(stops).matcher()
+def run(stops: list[str], pieces: list[str], *, included: bool = False) -> tuple[str, bool]:
+    matcher = StopStrings(stops, included=included).matcher()
     text = "".join(map(matcher.push, pieces))
     return text + matcher.flush(), matcher.stopped
 
@@ -79,3 +79,8 @@ def test_adversarial_text_takes_linear_time(text: str) -> None:
     started = time.monotonic()
     assert run(["a" * 4095 + "b"], [text]) == (text, False)
     assert time.monotonic() - started < 5  # quadratic time would be minutes
+
+
+@pytest.mark.parametrize("pieces", [["one STOP two"], list("one STOP two"), ["one S", "TO", "P", " two"]])
+def test_a_stop_string_may_be_kept(pieces: list[str]) -> None:
+    assert run(["STOP"], pieces, included=True) == ("one STOP", True)

@@ -15,6 +15,7 @@ from world import Answer, run_world
 from common.model_files import locate
 from common.spec_reader import read_spec
 from gateway.generation import Generation
+from gateway.text.conversation import Conversation
 from gateway.text.grammar import Grammar, Grammars, GrammarSource
 from gateway.text.text_model import TextModel, load_text_model
 
@@ -172,9 +173,9 @@ def test_an_output_that_is_cut_says_so_and_is_the_beginning_of_a_valid_one(tiny:
 @pytest.mark.model
 def test_the_embedded_model_fills_schemas_in() -> None:
     language = language_of(None)
-    assert language.template is not None
+    assert language.chat is not None
     question = {"role": "user", "content": "Describe a person as JSON."}
-    prompt = language.tokenizer.encode(language.template.render([question]), add_special_tokens=False)
+    prompt = language.tokenizer.encode(language.chat.render(Conversation([question])), add_special_tokens=False)
     schemas = [thing(name=text(), age=WHOLE)]
     answers = run_world(jobs_of(language, schemas, prompt, max_tokens=60))
     assert check(language, schemas, answers) >= len(answers) - 1

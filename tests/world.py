@@ -10,6 +10,7 @@ from typing import Any
 from common.channel import LocalChannel
 from common.config import Config
 from common.model_files import locate
+from common.records import Logprobs
 from common.spec_reader import read_spec
 from gateway.engine import JobEngine
 from gateway.generation import FinishReason, Generation, SchedulingTrace, Stream
@@ -24,6 +25,7 @@ class Answer:
     tokens: list[int]
     finish_reason: FinishReason
     trace: SchedulingTrace
+    logprobs: list[Logprobs]  # where they were asked for
 
 
 class LocalWorld:
@@ -70,11 +72,13 @@ class LocalWorld:
     async def _answers(self, generations: list[Generation]) -> list[Answer]:
         async def collect(stream: Stream) -> Answer:
             tokens: list[int] = []
+            logprobs: list[Logprobs] = []
             async for chunk in stream:
                 tokens += chunk.tokens
+                logprobs += chunk.logprobs
             assert chunk.finish_reason is not None
             assert chunk.trace is not None, chunk.error
-            return Answer(tokens, chunk.finish_reason, chunk.trace)
+            return Answer(tokens, chunk.finish_reason, chunk.trace, logprobs)
 
         return list(await asyncio.gather(*map(collect, self._engine.submit(generations))))
 

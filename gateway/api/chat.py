@@ -4,8 +4,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.body import read_body
-from gateway.api.dialect import Chat
-from gateway.api.errors import ApiError
+from gateway.api.dialect import Chat, Details
+from gateway.api.errors import ApiError, invalid_value
 from gateway.api.generations import OutputLength, check_choices, check_prompt, generations, prompt_too_long
 from gateway.api.messages import for_template
 from gateway.api.respond import respond
@@ -22,25 +22,28 @@ class ChatEndpoint:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._dialect = Chat()
 
     async def create(self, request: Request) -> Response:
         service = self._service
         body = decode_chat(await read_body(request, service.config.max_body_bytes))
         service.check_model(body.model)
         check_choices(service, body, num_prompts=1)
+        _check_details(body)
         use = body.tool_use()
         grammar = await asked_grammar(service, body)
         prompt = await self.prompt(body)
         jobs = generations(service, body, [prompt.tokens], _output_length(body), grammar)
         form = service.text.output_form(prompt, use.names, one_call=use.one_call)
-        return await respond(service, request, body, jobs, self._dialect, form=form)
+        dialect = Chat(Details(logprobs=bool(body.logprobs), token_ids=bool(body.return_token_ids)))
+        return await respond(service, request, body, jobs, dialect, form=form)
 
     async def prompt(self, body: ChatRequest) -> ChatPrompt:
         """What the model is asked. Raises ApiError when it does not fit."""
         service = self._service
         use = body.tool_use()
-        conversation = Conversation(for_template(body.messages), use.for_template(), _template_options(body))
+        continues = _continues(body)
+        messages = for_template(body.messages)
+        conversation = Conversation(messages, use.for_template(), _template_options(body), continues)
         try:
             prompt = await service.text.encode_chat(conversation, service.engine.max_context)
         except TemplateRefusal as refusal:
@@ -63,4 +66,24 @@ def _template_options(body: ChatRequest) -> dict[str, bool]:
     asked = body.chat_template_kwargs or TemplateOptions()
     said = {"enable_thinking": asked.enable_thinking, "thinking": asked.thinking}
     options = dict.fromkeys(said, False) if body.reasoning_effort == "none" else {}
+    if body.add_generation_prompt is False or body.continue_final_message:
+        options["add_generation_prompt"] = False
     return options | {name: value for name, value in said.items() if value is not None}
+
+
+def _continues(body: ChatRequest) -> bool:
+    """Is the answer to go on with the last message? Raises ApiError where that makes no sense."""
+    if not body.continue_final_message:
+        return False
+    if body.add_generation_prompt:
+        raise invalid_value(
+            "add_generation_prompt and continue_final_message exclude each other", "add_generation_prompt"
+        )
+    if body.messages[-1].role != "assistant" or not body.messages[-1].content:
+        raise invalid_value("continue_final_message needs a final message of the assistant", "continue_final_message")
+    return True
+
+
+def _check_details(body: ChatRequest) -> None:
+    if body.top_logprobs and not body.logprobs:
+        raise invalid_value("top_logprobs needs logprobs to be true", "top_logprobs")

@@ -9,13 +9,15 @@ from contextlib import aclosing
 
 from msgspec import UNSET
 
+from common.records import Logprobs
 from gateway.api.schema import CompletionDetails, Finish, Traces, Usage
 from gateway.generation import Chunk, SchedulingTrace, Stream
 from gateway.metrics import End, JobMeter
 from gateway.text.detokenizer import Detokenizer
 from gateway.text.output.parser import OutputParser
-from gateway.text.output.parts import Part
+from gateway.text.output.parts import Content, Part
 from gateway.text.stop_strings import StopMatcher
+from gateway.text.token_log import Said, TokenLog
 
 
 class GenerationFailed(Exception):
@@ -36,10 +38,13 @@ class Choice:
         meter: JobMeter,
         min_tokens: int = 0,
         awaits_trace: bool = False,
+        log: TokenLog | None = None,
+        prefix: str = "",
     ) -> None:
         """Stop strings in the text of the first `min_tokens` tokens do not count.
 
         awaits_trace: after a stop string, wait for the engine's last chunk, which takes up to an iteration.
+        log: where somebody asks what tokens the text is made of. prefix: stands before the output, as its first part.
         """
         self.index = index
         self.num_tokens = 0
@@ -54,6 +59,11 @@ class Choice:
         self._meter = meter
         self._min_tokens = min_tokens
         self._awaits_trace = awaits_trace
+        self._log = log
+        self._prefix = prefix
+        self._num_characters = len(prefix)  # certain ones
+        self._said: list[Said] = []  # what the certain text is made of, not taken yet
+        self._logprob_sum = 0.0
         self._ended = False
 
     async def next(self) -> Chunk:
@@ -69,7 +79,7 @@ class Choice:
 
     def take(self, chunk: Chunk) -> list[Part]:
         """What is certain with `chunk`; sets `finish_reason` with the last one, or where the output is complete."""
-        parts = self._parser.push(self._text(chunk))
+        parts = [*self._opening(), *self._parser.push(self._text(chunk))]
         if self._parser.in_reasoning:
             self.num_reasoning_tokens = self.num_tokens
         if self._is_complete:
@@ -78,6 +88,16 @@ class Choice:
             parts += self._parser.flush()
             self._finish(chunk)
         return parts
+
+    def said(self) -> list[Said]:
+        """The tokens of the text that has become certain since the last call; always none without a log."""
+        said, self._said = self._said, []
+        return said
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of all tokens, those of a stop string included; where logprobs were asked for."""
+        return self._logprob_sum / max(1, self.num_tokens)
 
     def abort(self) -> None:
         """Nobody wants the rest. Harmless after the end."""
@@ -89,21 +109,35 @@ class Choice:
         """Whatever the job still makes is not wanted."""
         return self._stops.stopped or self._parser.complete
 
+    def _opening(self) -> list[Part]:
+        prefix, self._prefix = self._prefix, ""
+        return [Content(prefix)] if prefix else []
+
     def _text(self, chunk: Chunk) -> str:
         """The text that is certain with `chunk`."""
         before = self.num_tokens
-        text = "".join(map(self._take_token, chunk.tokens))
+        logprobs = chunk.logprobs or [None] * len(chunk.tokens)
+        text = "".join(map(self._take_token, chunk.tokens, logprobs))
         self._meter.tokens(self.num_tokens - before)
         if chunk.finish_reason is not None:
             text += self._stops.push(self._detokenizer.flush())
             text += self._stops.flush()
+        if self._log is not None:
+            self._num_characters += len(text)
+            self._said += self._log.take(self._num_characters)
+            if chunk.finish_reason is not None and not self._stops.stopped:
+                self._said += self._log.rest()
         return text
 
-    def _take_token(self, token: int) -> str:
+    def _take_token(self, token: int, logprobs: Logprobs | None) -> str:
         if self._is_complete:
             return ""
         self.num_tokens += 1
         piece = self._detokenizer.push(token)
+        if logprobs is not None:
+            self._logprob_sum += logprobs.drawn
+        if self._log is not None:
+            self._log.add(token, piece, logprobs)
         return piece if self.num_tokens <= self._min_tokens else self._stops.push(piece)
 
     def _finish(self, chunk: Chunk) -> None:
@@ -135,6 +169,13 @@ class Choices:
     @property
     def finished(self) -> bool:
         return all(choice.finish_reason is not None for choice in self._choices)
+
+    def best(self, n: int, of: int) -> list[Choice]:
+        """Of every `of` choices in a row the `n` likeliest by the mean of their tokens, likeliest first."""
+        if n == of:
+            return list(self._choices)
+        groups = (self._choices[i : i + of] for i in range(0, len(self._choices), of))
+        return [choice for group in groups for choice in sorted(group, key=lambda c: -c.mean_logprob)[:n]]
 
     async def parts(self) -> AsyncGenerator[tuple[Choice, list[Part]], None]:
         """Parts of any choice as they become certain, until all are finished. Raises GenerationFailed."""

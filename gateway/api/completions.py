@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.body import read_body
-from gateway.api.dialect import Completion
-from gateway.api.errors import invalid_value
+from gateway.api.dialect import Completion, Details
+from gateway.api.errors import invalid_value, unsupported
 from gateway.api.generations import OutputLength, check_choices, check_prompt, generations, prompt_too_long
 from gateway.api.respond import respond
 from gateway.api.schema import CompletionRequest, decode_completion
@@ -25,30 +25,48 @@ class CompletionEndpoint:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._dialect = Completion()
 
     async def create(self, request: Request) -> Response:
         """Choices are numbered prompt by prompt: with n=2, the second prompt has choices 2 and 3."""
         service = self._service
         body = decode_completion(await read_body(request, service.config.max_body_bytes))
         service.check_model(body.model)
+        _check(body)
         prompts = _prompts(body)
         check_choices(service, body, len(prompts))
         grammar = await asked_grammar(service, body)
-        encoded = [await self._encode(prompt) for prompt in prompts]
+        encoded = [await self._encode(body, prompt) for prompt in prompts]
         length = OutputLength(body.max_tokens, "max_tokens", DEFAULT_MAX_TOKENS)
         jobs = generations(service, body, encoded, length, grammar)
-        return await respond(service, request, body, jobs, self._dialect)
+        echoes = [await self._echo(prompt) for prompt in prompts for _ in range(body.num_jobs)] if body.echo else []
+        dialect = Completion(Details(logprobs=body.logprobs is not None, token_ids=bool(body.return_token_ids)))
+        return await respond(service, request, body, jobs, dialect, prefixes=echoes)
 
-    async def _encode(self, prompt: Prompt) -> list[int]:
+    async def _echo(self, prompt: Prompt) -> str:
+        return prompt if isinstance(prompt, str) else await self._service.text.decode(prompt)
+
+    async def _encode(self, body: CompletionRequest, prompt: Prompt) -> list[int]:
         service = self._service
+        room, frames = service.engine.max_context, body.add_special_tokens is not False
         try:
-            room = service.engine.max_context
-            tokens = await service.text.encode(prompt, room) if isinstance(prompt, str) else prompt
+            if isinstance(prompt, str):
+                tokens = await service.text.encode(prompt, room, add_special_tokens=frames)
+            else:
+                tokens = prompt
         except PromptTooLong as error:
             raise prompt_too_long(service, f"{error}", "prompt") from None
         check_prompt(service, tokens, "prompt")
         return tokens
+
+
+def _check(body: CompletionRequest) -> None:
+    """Raises ApiError for what does not go together."""
+    if body.echo and body.logprobs is not None:
+        raise unsupported("logprobs", "together with echo")
+    if body.best_of is not None and body.best_of < (body.n or 1):
+        raise invalid_value(f"best_of is less than n, which is {body.n}", "best_of")
+    if body.stream and body.num_jobs > (body.n or 1):
+        raise invalid_value("best_of cannot be streamed: the best are known in the end", "best_of")
 
 
 def _prompts(body: CompletionRequest) -> list[Prompt]:

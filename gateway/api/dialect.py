@@ -2,12 +2,14 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from gateway.api.logprob_records import chat_logprobs, completion_logprobs
 from gateway.api.schema import (
     Answer,
     CalledFunction,
@@ -24,28 +26,40 @@ from gateway.api.schema import (
     Usage,
 )
 from gateway.text.output.parts import CallArguments, CallStart, Content, Part, Reasoning, calls_in, joined
+from gateway.text.token_log import Said
 
 _encode = msgspec.json.Encoder().encode
 
 
+@dataclass(frozen=True, slots=True)
+class Details:
+    """What a request wants to know of the tokens of its text."""
+
+    logprobs: bool = False
+    token_ids: bool = False
+
+    def ids(self, said: Sequence[Said]) -> list[int] | UnsetType:
+        return [one.token for one in said] if self.token_ids else UNSET
+
+
 class Dialect(Protocol):
-    """The records of one endpoint's choices."""
+    """The records of one endpoint's choices. `said`: the tokens that their text is made of, where that is asked for."""
 
     endpoint: str  # for metrics
     id_prefix: str
     whole_object: str
     chunk_object: str
 
-    def whole(self, index: int, parts: list[Part], finish_reason: Finish) -> object:
+    def whole(self, index: int, parts: list[Part], finish_reason: Finish, said: Sequence[Said] = ()) -> object:
         """A choice of a plain answer."""
 
     def opening(self, index: int) -> object | None:
         """The first chunk of a choice, where the endpoint has one without text."""
 
-    def part(self, index: int, part: Part) -> object:
+    def part(self, index: int, part: Part, said: Sequence[Said] = ()) -> object:
         """A chunk with more of a choice."""
 
-    def end(self, index: int, finish_reason: Finish) -> object:
+    def end(self, index: int, finish_reason: Finish, said: Sequence[Said] = ()) -> object:
         """The last chunk of a choice."""
 
 
@@ -57,17 +71,25 @@ class Chat:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def whole(self, index: int, parts: list[Part], finish_reason: Finish) -> ChatChoice:
-        return ChatChoice(index, _message(parts), finish_reason)
+    def __init__(self, details: Details = Details()) -> None:
+        self._details = details
+
+    def whole(self, index: int, parts: list[Part], finish_reason: Finish, said: Sequence[Said] = ()) -> ChatChoice:
+        logprobs = chat_logprobs(said) if self._details.logprobs else None
+        return ChatChoice(index, _message(parts), finish_reason, logprobs, self._details.ids(said))
 
     def opening(self, index: int) -> ChunkChoice:
         return ChunkChoice(index, Delta(role="assistant", content=""))
 
-    def part(self, index: int, part: Part) -> ChunkChoice:
-        return ChunkChoice(index, _delta(part))
+    def part(self, index: int, part: Part, said: Sequence[Said] = ()) -> ChunkChoice:
+        return self._chunk(index, _delta(part), None, said)
 
-    def end(self, index: int, finish_reason: Finish) -> ChunkChoice:
-        return ChunkChoice(index, Delta(), finish_reason)
+    def end(self, index: int, finish_reason: Finish, said: Sequence[Said] = ()) -> ChunkChoice:
+        return self._chunk(index, Delta(), finish_reason, said)
+
+    def _chunk(self, index: int, delta: Delta, reason: Finish | None, said: Sequence[Said]) -> ChunkChoice:
+        logprobs = chat_logprobs(said) if said and self._details.logprobs else None
+        return ChunkChoice(index, delta, reason, logprobs, self._details.ids(said))
 
 
 class Completion:
@@ -78,18 +100,28 @@ class Completion:
     whole_object = "text_completion"
     chunk_object = "text_completion"
 
-    def whole(self, index: int, parts: list[Part], finish_reason: Finish) -> CompletionChoice:
-        return CompletionChoice(index, joined(parts, Content), finish_reason)
+    def __init__(self, details: Details = Details()) -> None:
+        self._details = details
+
+    def whole(
+        self, index: int, parts: list[Part], finish_reason: Finish, said: Sequence[Said] = ()
+    ) -> CompletionChoice:
+        logprobs = completion_logprobs(said) if self._details.logprobs else None
+        return CompletionChoice(index, joined(parts, Content), finish_reason, logprobs, self._details.ids(said))
 
     def opening(self, index: int) -> None:
         return None
 
-    def part(self, index: int, part: Part) -> CompletionChoice:
+    def part(self, index: int, part: Part, said: Sequence[Said] = ()) -> CompletionChoice:
         assert isinstance(part, Content), part
-        return CompletionChoice(index, part.text)
+        return self._chunk(index, part.text, None, said)
 
-    def end(self, index: int, finish_reason: Finish) -> CompletionChoice:
-        return CompletionChoice(index, "", finish_reason)
+    def end(self, index: int, finish_reason: Finish, said: Sequence[Said] = ()) -> CompletionChoice:
+        return self._chunk(index, "", finish_reason, said)
+
+    def _chunk(self, index: int, text: str, reason: Finish | None, said: Sequence[Said]) -> CompletionChoice:
+        logprobs = completion_logprobs(said) if said and self._details.logprobs else None
+        return CompletionChoice(index, text, reason, logprobs, self._details.ids(said))
 
 
 def _message(parts: list[Part]) -> ChatMessage:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from gateway.api.errors import ApiError, context_too_long, invalid_value
 from gateway.api.schema import SamplingRequest
 from gateway.api.service import Service
+from gateway.api.token_rules import allowed_tokens, bad_words, check_token_ids, logit_bias, stop_tokens
 from gateway.generation import Generation
 from gateway.text.grammar import Grammar
 
@@ -41,26 +42,26 @@ def generations(
     length: OutputLength,
     grammar: Grammar | None = None,
 ) -> list[Generation]:
-    """The jobs of a request, n per prompt, each held to `grammar`. Raises ApiError for lengths that do not fit."""
+    """The jobs of a request, `num_jobs` per prompt, each held to `grammar`. Raises ApiError for what does not fit."""
     if service.config.policy == "srpt":
         _check_oracle(request, length)
-    stop_tokens = frozenset[int]() if request.ignore_eos else service.text.stop_tokens
+    common = _common(service, request)
     jobs = []
     for prompt in prompts:
         max_tokens = length.within(service.engine.max_context - len(prompt))
-        if (request.min_tokens or 0) > max_tokens:
+        if common.min_tokens > max_tokens:
             raise invalid_value(f"min_tokens is more than the {max_tokens} tokens that there can be", "min_tokens")
-        jobs += [_generation(request, prompt, max_tokens, stop_tokens, seed) for seed in _seeds(request)]
-    if grammar is not None:
-        jobs = [replace(job, constraint=grammar.constraint()) for job in jobs]
+        for seed in _seeds(request):
+            constraint = common.constraint if grammar is None else grammar.constraint()
+            jobs.append(replace(common, prompt=prompt, max_tokens=max_tokens, seed=seed, constraint=constraint))
     return jobs
 
 
 def check_choices(service: Service, request: SamplingRequest, num_prompts: int) -> None:
     """Raises ApiError for more choices than could wait in an empty queue."""
-    num_choices, most = num_prompts * (request.n or 1), service.config.max_waiting_jobs
+    num_choices, most = num_prompts * request.num_jobs, service.config.max_waiting_jobs
     if num_choices > most:
-        raise invalid_value(f"prompts times n is {num_choices}; at most {most} are allowed", "n")
+        raise invalid_value(f"prompts times n (or best_of) is {num_choices}; at most {most} are allowed", "n")
 
 
 def check_prompt(service: Service, prompt: list[int], param: str) -> None:
@@ -70,12 +71,6 @@ def check_prompt(service: Service, prompt: list[int], param: str) -> None:
     check_token_ids(service, prompt, param)
     if len(prompt) >= service.engine.max_context:
         raise prompt_too_long(service, f"{len(prompt)} tokens", param)
-
-
-def check_token_ids(service: Service, tokens: list[int], param: str) -> None:
-    """Raises ApiError for ids that are not the model's."""
-    if tokens and not 0 <= min(tokens) <= max(tokens) < service.text.vocab_size:
-        raise invalid_value(f"{param} has token ids that are not from 0 to {service.text.vocab_size - 1}", param)
 
 
 def prompt_too_long(service: Service, found: str, param: str) -> ApiError:
@@ -93,7 +88,7 @@ def _check_oracle(request: SamplingRequest, length: OutputLength) -> None:
 def _seeds(request: SamplingRequest) -> list[int]:
     """One per choice; the first is the client's own, so that n=1 and n=3 begin with the same choice."""
     first = secrets.randbits(64) if request.seed is None else request.seed % _SEEDS
-    return [first, *(_derived_seed(first, i) for i in range(1, request.n or 1))]
+    return [first, *(_derived_seed(first, i) for i in range(1, request.num_jobs))]
 
 
 def _derived_seed(seed: int, index: int) -> int:
@@ -101,21 +96,30 @@ def _derived_seed(seed: int, index: int) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def _generation(
-    request: SamplingRequest, prompt: list[int], max_tokens: int, stop_tokens: frozenset[int], seed: int
-) -> Generation:
+def _common(service: Service, request: SamplingRequest) -> Generation:
+    """What all jobs of a request have in common."""
     temperature = 1.0 if request.temperature is None else request.temperature
     return Generation(
-        prompt=prompt,
-        max_tokens=max_tokens,
+        prompt=[],
+        max_tokens=0,
         min_tokens=request.min_tokens or 0,
-        stop_tokens=stop_tokens,
+        stop_tokens=stop_tokens(service, request),
         temperature=0.0 if temperature < _GREEDY_BELOW else temperature,
         top_p=1.0 if request.top_p is None else request.top_p,
         top_k=max(request.top_k or 0, 0),
         min_p=request.min_p or 0.0,
-        seed=seed,
         presence_penalty=request.presence_penalty or 0.0,
         frequency_penalty=request.frequency_penalty or 0.0,
         repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
+        logit_bias=logit_bias(service, request),
+        bad_words=bad_words(service, request),
+        constraint=allowed_tokens(service, request),
+        logprobs=_num_logprobs(request),
     )
+
+
+def _num_logprobs(request: SamplingRequest) -> int | None:
+    """Where only the best of several jobs are wanted, their log probabilities decide."""
+    if request.num_jobs > (request.n or 1):
+        return request.num_logprobs or 0
+    return request.num_logprobs

@@ -1,7 +1,7 @@
 """From jobs to a response, streamed or plain: what /v1/chat/completions and /v1/completions do alike."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +21,7 @@ from gateway.generation import Generation
 from gateway.text.output.parser import PLAIN, OutputForm, OutputParser
 from gateway.text.output.parts import Part
 from gateway.text.stop_strings import StopStrings
+from gateway.text.token_log import TokenLog
 
 T = TypeVar("T")
 
@@ -35,17 +36,20 @@ async def respond(
     dialect: Dialect,
     *,
     form: OutputForm = PLAIN,
+    prefixes: Sequence[str] = (),
 ) -> Response:
-    """Start `jobs`, and answer with what they make.
+    """Start `jobs`, and answer with what they make. `prefixes`: what stands before the output of each, if anything.
 
     Raises LimitReached, QueueFull, Unavailable, ApiError, ClientDisconnect.
     """
     include_trace = _wants_trace(request)
-    choices = _start(service, request, body, jobs, dialect, form=form)
+    choices = _start(service, request, body, jobs, dialect, form=form, prefixes=prefixes)
     stream = bool(body.stream)
     letterhead = Letterhead.new(dialect, service.served_name, service.fingerprint, stream=stream)
     if stream:
-        answer = StreamedAnswer(choices, dialect, letterhead, body.wants_usage_chunk, include_trace)
+        answer = StreamedAnswer(
+            choices, dialect, letterhead, body.wants_usage_chunk, include_trace, body.wants_usage_always
+        )
         return StreamResponse(answer, service.config.ping_interval)
     try:
         parts = await unless_disconnected(request.receive, _collect(choices))
@@ -53,7 +57,11 @@ async def respond(
         raise generation_failed(str(failure)) from None
     finally:
         choices.abort()
-    records = [dialect.whole(c.index, parts[c.index], c.finish_reason) for c in choices if c.finish_reason]
+    records = [
+        dialect.whole(index, parts[choice.index], choice.finish_reason, choice.said())
+        for index, choice in enumerate(choices.best(body.n or 1, body.num_jobs))
+        if choice.finish_reason
+    ]
     x_sched = choices.traces() if include_trace else UNSET
     return Response(letterhead.write(records, choices.usage(), x_sched), media_type="application/json")
 
@@ -74,25 +82,31 @@ def _start(
     dialect: Dialect,
     *,
     form: OutputForm,
+    prefixes: Sequence[str],
 ) -> Choices:
     account = account_of(request)
-    stops = StopStrings(body.stop_strings())
+    stops = StopStrings(body.stop_strings(), included=bool(body.include_stop_str_in_output))
+    tokenizer = service.text.tokenizer
+    shown = tokenizer.special_tokens if body.skip_special_tokens is False else form.marks
+    logs = body.num_logprobs is not None or bool(body.return_token_ids)
     account.check_jobs(len(jobs))
     streams = service.engine.submit(jobs)
-    prompt_tokens = sum(len(job.prompt) for job in jobs[:: body.n or 1])  # each prompt once, whatever n
+    prompt_tokens = sum(len(job.prompt) for job in jobs[:: body.num_jobs])  # each prompt once
     account.spend(prompt_tokens)
     choices = [
         Choice(
             index,
             stream,
-            detokenizer=service.text.tokenizer.detokenizer(form.marks),
+            detokenizer=tokenizer.detokenizer(shown),
             stops=stops.matcher(),
             parser=OutputParser(form),
             meter=service.metrics.job(dialect.endpoint, account),
             min_tokens=job.min_tokens,
             awaits_trace=_wants_trace(request),
+            log=TokenLog(tokenizer.bytes_of, len(prefix)) if logs else None,
+            prefix=prefix,
         )
-        for index, (job, stream) in enumerate(zip(jobs, streams, strict=True))
+        for index, (job, stream, prefix) in enumerate(zip(jobs, streams, prefixes or [""] * len(jobs), strict=True))
     ]
     service.metrics.prompt_tokens.labels(dialect.endpoint).inc(prompt_tokens)
     return Choices(choices, prompt_tokens)

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from gateway.api.errors import ApiError, invalid_value, unsupported
+from gateway.api.logprob_records import ChatLogprobs, CompletionLogprobs
 from gateway.api.tools import Tool, ToolChoice, ToolUse, tool_use
 from gateway.generation import SchedulingTrace
 
@@ -27,6 +28,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # with include_usage: in every chunk
 
 
 JsonSchema = dict[str, Any] | bool
@@ -77,22 +79,19 @@ class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    logit_bias: dict[int, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Known, not served: looked at by `refuse_unsupported` alone.
-    logit_bias: Any = None
-    logprobs: Any = None
-    echo: Any = None
-    stop_token_ids: Any = None
-    include_stop_str_in_output: Any = None
-    skip_special_tokens: Any = None
-    bad_words: Any = None
-    add_special_tokens: Any = None
-    return_token_ids: Any = None
     truncate_prompt_tokens: Any = None
     prompt_embeds: Any = None
     priority: Any = None
-    request_id: Any = None
 
     def stop_strings(self) -> list[str]:
         """Raises ApiError for empty, too long or too many ones."""
@@ -106,6 +105,20 @@ class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def wants_usage_chunk(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_usage_always(self) -> bool:
+        return self.wants_usage_chunk and bool(self.stream_options and self.stream_options.continuous_usage_stats)
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most likely tokens to name for each one that is drawn; None: no logprobs."""
+        return None
+
+    @property
+    def num_jobs(self) -> int:
+        """For each prompt."""
+        return self.n or 1
 
 
 class ContentPart(msgspec.Struct, frozen=True):
@@ -152,13 +165,18 @@ class ChatRequest(SamplingRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None  # of "none" the template is told
     chat_template_kwargs: TemplateOptions | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     # Known, not served.
-    top_logprobs: Any = None
     functions: Any = None
     function_call: Any = None
     chat_template: Any = None
-    add_generation_prompt: Any = None
-    continue_final_message: Any = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     def tool_use(self) -> ToolUse:
         """Raises ApiError for tools and choices that make no sense."""
@@ -169,9 +187,20 @@ class CompletionRequest(SamplingRequest, frozen=True, kw_only=True):
     """POST /v1/completions"""
 
     prompt: str | list[str | int | list[int]]
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # OpenAI takes 5 at most
+    echo: bool | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
+    add_special_tokens: bool | None = None
     # Known, not served.
-    best_of: Any = None
     suffix: Any = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def num_jobs(self) -> int:
+        return max(self.n or 1, self.best_of or 1)
 
 
 class TokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,26 +220,12 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "echo": (False,),
-    "stop_token_ids": ([],),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "bad_words": ([],),
-    "add_special_tokens": (True,),
-    "return_token_ids": (False,),
     "truncate_prompt_tokens": (),
     "prompt_embeds": (),
     "priority": (0,),
-    "request_id": (),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "chat_template": (),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "best_of": (1,),
     "suffix": ("",),
 }
 
@@ -272,7 +287,8 @@ class ChatChoice(msgspec.Struct, frozen=True):
     index: int
     message: ChatMessage
     finish_reason: Finish
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class FunctionDelta(msgspec.Struct, frozen=True):
@@ -301,7 +317,8 @@ class ChunkChoice(msgspec.Struct, frozen=True):
     index: int
     delta: Delta
     finish_reason: Finish | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
@@ -310,7 +327,8 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     index: int
     text: str
     finish_reason: Finish | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -394,8 +412,8 @@ def _decode(body: bytes, kind: Any) -> Any:
 
 def _explain(message: str) -> tuple[str, str | None]:
     """msgspec's "Expected `int` >= 1 - at `$.n`" as OpenAI's message and param."""
-    problem, _, path = message.partition(" - at `$")
-    param = path.rstrip("`").lstrip(".") or None
+    problem, _, place = message.partition(" - at `")  # of a dict's key: "key` in `$.logit_bias`"
+    param = place.rpartition("$")[2].rstrip("`").lstrip(".") or None
     if param is None and problem.startswith("Object missing required field `"):
         param = problem.removeprefix("Object missing required field `").rstrip("`")
         return f"{param} is missing.", param

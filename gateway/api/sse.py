@@ -38,6 +38,7 @@ class StreamedAnswer:
     letterhead: Letterhead
     include_usage: bool
     include_trace: bool
+    always_usage: bool = False  # in every chunk, as far as it is known
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The events of the answer, each as its bytes."""
@@ -62,14 +63,19 @@ class StreamedAnswer:
         return [self._chunk(opening) for opening in openings if opening is not None]
 
     def _progress(self, choice: Choice, parts: list[Part]) -> list[bytes]:
-        events = [self._chunk(self.dialect.part(choice.index, part)) for part in parts]
+        """The tokens go with the first part that their text is in; those of no text with the last chunk."""
+        said = choice.said() if parts or choice.finish_reason is not None else []
+        events = []
+        for part in parts:
+            events.append(self._chunk(self.dialect.part(choice.index, part, said)))
+            said = []
         if choice.finish_reason is not None:
             is_last = self.choices.finished and not self.include_usage
-            events.append(self._chunk(self.dialect.end(choice.index, choice.finish_reason), is_last=is_last))
+            events.append(self._chunk(self.dialect.end(choice.index, choice.finish_reason, said), is_last=is_last))
         return events
 
     def _chunk(self, choice: object, *, is_last: bool = False) -> bytes:
-        usage = None if self.include_usage else UNSET
+        usage = self.choices.usage() if self.always_usage else None if self.include_usage else UNSET
         x_sched = self.choices.traces() if is_last and self.include_trace else UNSET
         return _event(self.letterhead.write([choice], usage, x_sched))
 

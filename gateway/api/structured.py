@@ -8,7 +8,8 @@ from gateway.api.service import Service
 from gateway.text.grammar import Grammar, GrammarError, GrammarSource
 
 _ANY_OBJECT = GrammarSource("json_schema", '{"type": "object"}')
-_NOT_WITH_GRAMMARS = ("ignore_eos", "min_tokens")  # they forbid the end where a grammar allows nothing else
+# They forbid what may be all that a grammar allows.
+_NOT_WITH_GRAMMARS = ("ignore_eos", "min_tokens", "bad_words", "allowed_token_ids")
 
 Wish = tuple[str, GrammarSource]  # the field that says it, and what it says
 

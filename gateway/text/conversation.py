@@ -14,6 +14,7 @@ class Conversation:
     messages: Sequence[ChatMessage]
     tools: Sequence[Mapping[str, Any]] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # such as enable_thinking
+    continues: bool = False  # the answer goes on with the last message: the prompt ends where that does
 
     @property
     def uses_tools(self) -> bool:

@@ -40,10 +40,12 @@ class TokenPieces:
         kinds = [step["type"] for step in steps]
         if kinds == ["ByteLevel"]:
             self._new: Callable[[Mapping[int, str]], Detokenizer] = self._byte_level
+            self._plain_bytes = self._bytes
         elif "ByteFallback" in kinds and set(kinds) <= {"Replace", "ByteFallback", "Fuse", "Strip"}:
             # Strip takes a space from the start of a whole text; an output continues its prompt, so nothing is taken.
             self._replacements = list(_replacements(steps))
             self._new = self._byte_fallback
+            self._plain_bytes = self._fallback_bytes
         else:
             raise ModelError(f"the tokenizer decodes with {' + '.join(kinds) or 'nothing'}, which is not supported")
         self._known_bytes: dict[int, bytes] = {}
@@ -53,6 +55,17 @@ class TokenPieces:
         """Of special tokens it shows the `shown` ones only."""
         ids = {self._backend.token_to_id(token): token for token in shown}
         return self._new({id_: token for id_, token in ids.items() if id_ in self._skipped})
+
+    def bytes_of(self, token: int) -> bytes:
+        """What `token` is, special or not; nothing for ids beyond the vocabulary."""
+        if token in self._skipped:
+            return (self._backend.id_to_token(token) or "").encode()
+        return self._plain_bytes(token)
+
+    @property
+    def special(self) -> list[str]:
+        """The tokens that are no text."""
+        return [token for token in map(self._backend.id_to_token, self._skipped) if token is not None]
 
     def _byte_level(self, shown: Mapping[int, str]) -> Detokenizer:
         as_bytes = {id_: token.encode() for id_, token in shown.items()}
@@ -76,6 +89,10 @@ class TokenPieces:
         if token not in self._known_text:
             self._known_text[token] = _fallback_piece(self._token(token), self._replacements)
         return self._known_text[token]
+
+    def _fallback_bytes(self, token: int) -> bytes:
+        piece = self._text(token)
+        return bytes([piece]) if isinstance(piece, int) else (piece or "").encode()
 
 
 class _ByteLevel:

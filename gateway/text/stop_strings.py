@@ -6,8 +6,9 @@ from collections.abc import Sequence
 class StopStrings:
     """The stop strings of one request, prepared once for all of its choices."""
 
-    def __init__(self, strings: Sequence[str]) -> None:
-        """`strings` are not empty."""
+    def __init__(self, strings: Sequence[str], *, included: bool = False) -> None:
+        """`strings` are not empty. included: the text ends after the stop string, not before it."""
+        self.included = included
         self.patterns = [(string, _failures(string)) for string in strings]
 
     def matcher(self) -> "StopMatcher":
@@ -22,6 +23,7 @@ class StopMatcher:
 
     def __init__(self, stops: StopStrings) -> None:
         self._patterns = stops.patterns
+        self._included = stops.included
         self._matched = [0] * len(self._patterns)  # per pattern: characters of it that the text ends with
         self._held = ""
         self.stopped = False
@@ -35,7 +37,7 @@ class StopMatcher:
             longest = self._step(character)
             if longest:
                 self.stopped, self._held = True, ""
-                return text[: end - longest]
+                return text[: end if self._included else end - longest]
         certain = len(text) - max(self._matched)
         self._held = text[certain:]
         return text[:certain]

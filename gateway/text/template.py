@@ -59,7 +59,19 @@ class ChatTemplate:
             raise
         except _MISFITS:
             raise TemplateRefusal("the model's chat template cannot be applied to these messages") from None
-        return "".join(pieces)
+        text = "".join(pieces)
+        return _up_to_the_end_of(conversation.messages[-1]["content"], text) if conversation.continues else text
+
+
+def _up_to_the_end_of(content: str, text: str) -> str:
+    """Without what the template writes after the last message, such as the mark of its end."""
+    for form in (content, content.strip()):
+        begin = text.rfind(form)
+        if form and begin >= 0:
+            return text[: begin + len(form)]
+    raise TemplateRefusal(
+        "the model's chat template does not write the final message as it is: it cannot go on with it"
+    )
 
 
 def directory_template(directory: Path, settings: Mapping[str, Any]) -> str | None:

@@ -50,9 +50,9 @@ class TextModel:
     stop_tokens: frozenset[int]  # end an answer
     vocab_size: int  # rows of the embedding; token ids are below it
 
-    async def encode(self, text: str, max_tokens: int) -> list[int]:
+    async def encode(self, text: str, max_tokens: int, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a raw prompt. Raises PromptTooLong when it certainly has more than `max_tokens`."""
-        return await _beside(len(text), lambda: self._encode(text, max_tokens, add_special_tokens=True))
+        return await _beside(len(text), lambda: self._encode(text, max_tokens, add_special_tokens=add_special_tokens))
 
     async def encode_chat(self, conversation: Conversation, max_tokens: int) -> ChatPrompt:
         """The prompt of a conversation. Raises TemplateRefusal, and PromptTooLong as `encode` does."""

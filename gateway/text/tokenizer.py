@@ -55,6 +55,15 @@ class Tokenizer:
         """The text of `tokens`."""
         return self._backend.decode(tokens, skip_special_tokens=skip_special_tokens)
 
+    def bytes_of(self, token: int) -> bytes:
+        """What one token is, special or not: perhaps only a part of a character."""
+        return self._pieces.bytes_of(token)
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The tokens that are no text."""
+        return self._pieces.special
+
     def to_json(self) -> str:
         """The tokenizer as the library writes it to tokenizer.json."""
         return self._backend.to_str()

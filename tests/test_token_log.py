@@ -1,0 +1,47 @@
+"""Which tokens a text is made of, when only some of the text is certain."""
+
+from common.records import Logprobs
+from gateway.text.token_log import Likelihood, Said, TokenLog
+
+
+def log(*tokens: tuple[int, str], offset: int = 0) -> TokenLog:
+    made = TokenLog(lambda token: bytes([token]), offset)
+    for token, text in tokens:
+        made.add(token, text, None)
+    return made
+
+
+def ids(said: list[Said]) -> list[int]:
+    return [one.token for one in said]
+
+
+def test_a_token_is_given_when_its_text_is_certain_and_once() -> None:
+    made = log((1, "ab"), (2, "c"), (3, "de"))
+    assert ids(made.take(0)) == []
+    assert ids(made.take(2)) == [1]
+    assert ids(made.take(4)) == [2, 3]
+    assert ids(made.take(5)) == []
+
+
+def test_the_tokens_of_one_character_come_together() -> None:
+    made = log((1, "a"), (0xC3, ""), (0xA9, "é"), (2, "b"))
+    assert ids(made.take(1)) == [1]
+    assert [one.offset for one in made.take(2)] == [1, 1]
+
+
+def test_what_comes_after_all_text_comes_in_the_end() -> None:
+    made = log((1, "a"), (0xC3, ""))
+    assert ids(made.take(1)) == [1]
+    assert ids(made.rest()) == [0xC3]
+    assert made.rest() == []
+
+
+def test_offsets_begin_behind_what_stands_before_the_output() -> None:
+    assert [one.offset for one in log((1, "a"), (2, "b"), offset=10).rest()] == [10, 11]
+
+
+def test_log_probabilities_are_of_tokens_as_bytes() -> None:
+    made = TokenLog(lambda token: bytes([token]))
+    made.add(97, "a", Logprobs(-1.0, [(98, -0.5), (97, -1.0)]))
+    [said] = made.rest()
+    assert said == Said(97, b"a", 0, Likelihood(b"a", -1.0), (Likelihood(b"b", -0.5), Likelihood(b"a", -1.0)))
