@@ -4,4 +4,5 @@ import sys
 
 from launch.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # a simulation's own processes import this file
+    sys.exit(main())

@@ -17,6 +17,7 @@ from launch.bench.scheduler import SchedulerBench
 from launch.key import Key
 from launch.mpiexec import run_world, under_launcher
 from launch.rank import run_rank
+from launch.reproduce import Reproduce
 from launch.simulate import Simulate
 from launch.timeline import Timeline
 
@@ -69,6 +70,7 @@ Command = (
     | Annotated[Key, tyro.conf.subcommand("key")]
     | Annotated[Benches, tyro.conf.subcommand("bench")]
     | Annotated[Simulate, tyro.conf.subcommand("simulate")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
     | Annotated[Timeline, tyro.conf.subcommand("timeline")]
 )
 
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse(arguments)
         if isinstance(command, Benches):
             return command.bench.run()
-        if isinstance(command, Key | Simulate | Timeline):
+        if isinstance(command, Key | Reproduce | Simulate | Timeline):
             return command.run()
         if under_launcher():
             return run_rank(command, command.as_gateway)
