@@ -4,6 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gateway.api.body import read_body
+from gateway.api.chat_grammar import chat_grammar
 from gateway.api.dialect import Chat, Details
 from gateway.api.errors import ApiError, invalid_value
 from gateway.api.generations import OutputLength, check_choices, check_prompt, generations, prompt_too_long
@@ -11,7 +12,6 @@ from gateway.api.messages import for_template
 from gateway.api.respond import respond
 from gateway.api.schema import ChatRequest, TemplateOptions, decode_chat
 from gateway.api.service import Service
-from gateway.api.structured import asked_grammar
 from gateway.text.conversation import Conversation
 from gateway.text.template import TemplateRefusal
 from gateway.text.text_model import ChatPrompt, PromptTooLong
@@ -30,10 +30,10 @@ class ChatEndpoint:
         check_choices(service, body, num_prompts=1)
         _check_details(body)
         use = body.tool_use()
-        grammar = await asked_grammar(service, body)
         prompt = await self.prompt(body)
-        jobs = generations(service, body, [prompt.tokens], _output_length(body), grammar)
         form = service.text.output_form(prompt, use.names, one_call=use.one_call)
+        grammar = await chat_grammar(service, body, use, form)
+        jobs = generations(service, body, [prompt.tokens], _output_length(body), grammar)
         dialect = Chat(Details(logprobs=bool(body.logprobs), token_ids=bool(body.return_token_ids)))
         return await respond(service, request, body, jobs, dialect, form=form)
 

@@ -16,20 +16,25 @@ Wish = tuple[str, GrammarSource]  # the field that says it, and what it says
 
 async def asked_grammar(service: Service, request: SamplingRequest) -> Grammar | None:
     """What the output must look like; None: anything. Raises ApiError for what cannot be compiled within limits."""
+    wish = asked_structure(request)
+    return None if wish is None else await compiled(service, request, wish)
+
+
+def asked_structure(request: SamplingRequest) -> Wish | None:
+    """What the output must look like; None: anything. Raises ApiError for more than one wish."""
     wishes = [*_in_openais_words(request.response_format), *_in_other_words(request)]
-    if not wishes:
-        return None
-    param, source = wishes[0]
     if len(wishes) > 1:
+        param = wishes[0][0]
         raise invalid_value(f"{wishes[1][0]} asks for another structure than {param}; only one can be had", param)
+    return wishes[0] if wishes else None
+
+
+async def compiled(service: Service, request: SamplingRequest, wish: Wish) -> Grammar:
+    """The grammar of `wish`. Raises ApiError that names what cannot be had, or not together with it."""
+    param, source = wish
     for field in _NOT_WITH_GRAMMARS:
         if getattr(request, field):
             raise invalid_value(f"{field} cannot be had together with {param}", field)
-    return await compiled(service, source, param)
-
-
-async def compiled(service: Service, source: GrammarSource, param: str) -> Grammar:
-    """The grammar of `source`. Raises ApiError that names `param`."""
     try:
         return await service.grammars.compile(source)
     except GrammarError as error:

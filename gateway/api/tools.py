@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gateway.api.errors import invalid_value, unsupported
+from gateway.api.errors import ApiError, invalid_value, unsupported
 
 MAX_TOOLS = 128
 
@@ -59,8 +59,8 @@ class ToolUse:
     """The functions that the model may call; none, when there are none or the client wants no call."""
 
     functions: Sequence[Function]
-    must_call: bool  # one of them at least
-    one_call: bool  # one of them at most
+    must_call: bool  # at least once
+    one_call: bool  # one call at most
 
     @property
     def names(self) -> frozenset[str]:
@@ -81,18 +81,20 @@ def tool_use(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool
         if choice not in (None, "none", "auto"):
             raise invalid_value("tool_choice asks for a call, but there are no tools", "tool_choice")
         return NO_TOOLS
+    one_call = parallel is False
     match choice:
         case "none":
             return NO_TOOLS
         case None | "auto" | "required":
             must_call = choice == "required"
         case FunctionChoice(named):
-            functions, must_call = _chosen(functions, [named.name], "tool_choice.function.name"), True
+            functions = _chosen(functions, [named.name], "tool_choice.function.name")
+            must_call = one_call = True
         case AllowedToolsChoice(allowed):
             names = [tool.function.name for tool in allowed.tools]
             functions = _chosen(functions, names, "tool_choice.allowed_tools.tools")
             must_call = allowed.mode == "required"
-    return ToolUse(functions, must_call, one_call=parallel is False)
+    return ToolUse(functions, must_call, one_call)
 
 
 def _functions(tools: list[Tool]) -> list[Function]:
@@ -104,11 +106,19 @@ def _functions(tools: list[Tool]) -> list[Function]:
             raise unsupported(f"tools[{i}].type")
         if tool.function is None:
             raise invalid_value(f"tools[{i}].function is missing", f"tools[{i}].function")
+        _check_parameters(tool.function, f"tools[{i}].function.parameters")
         functions.append(tool.function)
     name, count = Counter(function.name for function in functions).most_common(1)[0] if functions else ("", 0)
     if count > 1:
         raise invalid_value(f"tools has {count} functions with the name {name}", "tools")
     return functions
+
+
+def _check_parameters(function: Function, param: str) -> None:
+    kind = (function.parameters or {}).get("type", "object")
+    if kind != "object":
+        message = f"{param} of {function.name} must be a schema of an object, not of {str(kind)[:20]}"
+        raise ApiError(400, message, code="invalid_function_parameters", param=param)
 
 
 def _chosen(functions: list[Function], names: list[str], param: str) -> list[Function]:

@@ -60,7 +60,7 @@ def chat_form(source: str, tokenizer: Tokenizer, tool_format: ToolFormatName, mo
     template = ChatTemplate(source, tokenizer.special)
     knows_think = reasoning.OPEN in source or reasoning.CLOSE in source or tokenizer.has_token(reasoning.OPEN)
     reasons = knows_think if mode == "auto" else mode == "on"
-    known = (format_of(source) if tool_format == "auto" else FORMATS[tool_format]) if template.knows_tools else None
+    known = _known_format(source, tool_format) if template.knows_tools else None
     if known is not None:
         return ChatForm(template, known, describes_tools=False, reasons=reasons)
     if tool_format not in ("auto", HERMES.name):
@@ -68,3 +68,10 @@ def chat_form(source: str, tokenizer: Tokenizer, tool_format: ToolFormatName, mo
     if template.knows_tools:
         log.warning("the chat template's form of tool calls is not known; tools will be described in Hermes form")
     return ChatForm(template, HERMES, describes_tools=True, reasons=reasons)
+
+
+def _known_format(source: str, tool_format: ToolFormatName) -> ToolFormat | None:
+    taught = format_of(source)
+    if tool_format == "auto" or (taught is not None and taught.name == tool_format):
+        return taught
+    return FORMATS[tool_format]

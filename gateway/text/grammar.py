@@ -55,6 +55,11 @@ class GrammarSource:
 
     kind: Kind
     text: str
+    content: "GrammarSource | None" = None  # what `@content` stands for in a text in Lark's notation
+
+    @property
+    def texts(self) -> list[str]:
+        return [self.text] if self.content is None else [self.text, *self.content.texts]
 
 
 class Grammar:
@@ -145,7 +150,9 @@ class Grammars:
         """Raises GrammarError. Called on the event loop, which goes on meanwhile."""
         if not self._has_end:
             raise GrammarError("this model has no token that ends an output")
-        if len(source.text) > MAX_SOURCE_BYTES or len(source.text.encode()) > MAX_SOURCE_BYTES:
+        if sum(len(text) for text in source.texts) > MAX_SOURCE_BYTES or (
+            sum(len(text.encode()) for text in source.texts) > MAX_SOURCE_BYTES
+        ):
             raise GrammarError(f"it is longer than {MAX_SOURCE_BYTES} bytes")
         if source not in self._cache:
             self._cache[source] = await self._compile(source)
@@ -178,7 +185,7 @@ class Grammars:
 def _matcher(vocabulary: LLTokenizer, source: GrammarSource) -> LLMatcher:
     """Runs in a compiler's thread. Raises GrammarError."""
     try:
-        matcher = LLMatcher(vocabulary, _FORMS[source.kind](source.text), log_level=0, limits=_LIMITS)
+        matcher = LLMatcher(vocabulary, _form(source), log_level=0, limits=_LIMITS)
     except ValueError as error:  # no JSON
         raise GrammarError(_reason(f"{error}")) from None
     if not matcher.is_error():
@@ -186,6 +193,16 @@ def _matcher(vocabulary: LLTokenizer, source: GrammarSource) -> LLMatcher:
     if matcher.is_error():
         raise GrammarError(_reason(matcher.get_error()))
     return matcher
+
+
+def _form(source: GrammarSource) -> str:
+    """As the library takes it."""
+    form = _FORMS[source.kind](source.text)
+    if source.content is None:
+        return form
+    inner = _form(source.content)
+    content = json.loads(inner)["grammars"][0] if source.content.kind in _MADE_JSON else {"lark_grammar": inner}
+    return json.dumps({"grammars": [{"lark_grammar": form}, {**content, "name": "content"}]})
 
 
 def _json_schema(text: str) -> str:
@@ -203,6 +220,12 @@ _FORMS: dict[Kind, Callable[[str], str]] = {
     "choice": _choice,
     "lark": LLMatcher.grammar_from_lark,
 }
+
+
+_MADE_JSON = (
+    "json_schema",
+    "regex",
+)  # kinds for which the library makes its own JSON; it leaves Lark's notation as it is
 
 
 def _reason(said: str) -> str:

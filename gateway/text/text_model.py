@@ -13,6 +13,7 @@ from common.model_spec import ModelSpec
 from gateway.text.chat_form import ChatForm, chat_form
 from gateway.text.conversation import Conversation
 from gateway.text.gguf_tokenizer import gguf_tokenizer
+from gateway.text.output.output_grammar import OutputGrammar
 from gateway.text.output.parser import OutputForm
 from gateway.text.template import TemplateRefusal, directory_template
 from gateway.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_settings
@@ -64,6 +65,12 @@ class TextModel:
         """What may be in the answer to `prompt`. `names`: of the functions that were offered."""
         assert self.chat is not None, prompt
         return self.chat.output_form(prompt.text, names, one_call=one_call)
+
+    def output_grammar(self) -> OutputGrammar:
+        """Writes grammars of outputs in this model's form."""
+        assert self.chat is not None
+        tool_format = self.chat.tool_format
+        return OutputGrammar(tool_format.notation, tool_format.marks, self.tokenizer.added_token)
 
     async def decode(self, tokens: list[int]) -> str:
         """The text of `tokens`, special ones included."""

@@ -37,6 +37,7 @@ class Tokenizer:
         self.special = special
         self._backend = backend
         self._pieces = TokenPieces(backend)
+        self._added = {token.content: id_ for id_, token in backend.get_added_tokens_decoder().items()}
         self._longest = max(len(token.encode()) for token in backend.get_vocab())
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -71,6 +72,10 @@ class Tokenizer:
     def has_token(self, text: str) -> bool:
         """Is `text` one token?"""
         return self._backend.token_to_id(text) is not None
+
+    def added_token(self, text: str) -> int | None:
+        """The token that `text` is, if it is one that is matched before all else, as marks of templates are."""
+        return self._added.get(text)
 
     def detokenizer(self, shown: Collection[str] = ()) -> Detokenizer:
         """A new incremental decoder for the output of one job. Of special tokens it shows the `shown` ones only."""

@@ -2,10 +2,20 @@
 
 from collections.abc import Generator
 
+from gateway.text.output.output_grammar import Notation
 from gateway.text.output.source import Source
 from gateway.text.output.tool_call import json_call
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+NOTATION = Notation(
+    opening="",
+    before_name=f'{OPEN}\n{{"name": "',
+    before_arguments='", "arguments": ',
+    after_arguments=f"}}\n{CLOSE}",
+    between="\n",
+    closing="",
+    trigger=OPEN,
+)
 
 
 def hermes(source: Source, names: frozenset[str]) -> Generator[None, None, None]:

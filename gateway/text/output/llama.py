@@ -4,10 +4,19 @@
 
 from collections.abc import Generator
 
+from gateway.text.output.output_grammar import Notation
 from gateway.text.output.source import Source
 from gateway.text.output.tool_call import json_call
 
 PYTHON_TAG = "<|python_tag|>"
+NOTATION = Notation(
+    opening="",
+    before_name='{"name": "',
+    before_arguments='", "parameters": ',
+    after_arguments="}",
+    between="; ",
+    closing="",
+)
 
 
 def llama(source: Source, names: frozenset[str]) -> Generator[None, None, None]:

@@ -6,10 +6,29 @@ import hashlib
 import string
 from collections.abc import Generator
 
+from gateway.text.output.output_grammar import Notation
 from gateway.text.output.source import Malformed, Source
 from gateway.text.output.tool_call import json_call
 
 OPEN, CALL_ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
+LIST_NOTATION = Notation(
+    opening=f"{OPEN} [",
+    before_name='{"name": "',
+    before_arguments='", "arguments": ',
+    after_arguments="}",
+    between=", ",
+    closing="]",
+    trigger=OPEN,
+)
+NAMED_NOTATION = Notation(
+    opening="",
+    before_name=OPEN,
+    before_arguments=ARGUMENTS,
+    after_arguments="",
+    between="",
+    closing="",
+    trigger=OPEN,
+)
 
 _WORD = frozenset(string.ascii_letters + string.digits + "_-")
 

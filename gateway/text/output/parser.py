@@ -4,6 +4,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 
 from gateway.text.output.formats import ToolFormat
+from gateway.text.output.output_grammar import Thoughts
 from gateway.text.output.parts import Content, Part
 from gateway.text.output.reasoning import CLOSE, OPEN, think
 from gateway.text.output.source import Enough, Source
@@ -18,6 +19,13 @@ class OutputForm:
     one_call: bool = False  # the first call ends the output
     reasons: bool = False  # it may begin with reasoning
     reasoning_opened: bool = False  # the prompt ends within reasoning
+
+    @property
+    def thoughts(self) -> Thoughts:
+        """What grammars of the output have to allow before all else."""
+        if self.reasoning_opened:
+            return "opened"
+        return "possible" if self.reasons else "none"
 
     @property
     def marks(self) -> frozenset[str]:
