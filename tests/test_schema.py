@@ -90,7 +90,7 @@ def test_numbers_within_their_range_are_taken(field: str, values: list[float]) -
         ("min_tokens", [-1, 2**63]),
         ("presence_penalty", [-2.1, 2.1]),
         ("frequency_penalty", [2.5, "a"]),
-        ("repetition_penalty", [0, -1, 11]),
+        ("repetition_penalty", [0, -1, 1e-9, 11]),
         ("logprobs", [0, 1, "true"]),
         ("top_logprobs", [-1, 21, 1.5]),
         ("logit_bias", [{"1": 101}, {"1": -101}, {"a": 1}, {"1.5": 1}, {"1": "a"}, [1]]),
