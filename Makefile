@@ -9,7 +9,7 @@ INSTALL := $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test soak lint check readme clean
+.PHONY: help serve test soak fuzz lint check readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: $(VENV)/installed-dev ## run the tests: make test ARGS='-k sampler'
 
 soak: $(VENV)/installed-dev ## run what takes minutes: many clients at once, memory and idle processors afterwards
 	@$(VENV)/bin/python -m pytest -m soak -s $(ARGS)
+
+fuzz: $(VENV)/installed-dev ## ask for all that the OpenAPI document allows and forbids
+	@$(VENV)/bin/python -m pytest -m fuzz -s $(ARGS)
 
 lint: $(VENV)/installed-dev ## check formatting, lint and types
 	@$(VENV)/bin/ruff format --check

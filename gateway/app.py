@@ -114,12 +114,12 @@ def _operations(service: Service, registry: CollectorRegistry) -> list[Operation
         Operation("GET", "/health", health.ready, "Does the server take requests?", answer=Status),
         Operation("GET", "/readyz", health.ready, "The same.", answer=Status),
         Operation("GET", "/livez", health.live, "Is the process alive?", answer=Status),
-        Operation("GET", "/metrics", health.metrics, "Metrics for Prometheus."),
+        Operation("GET", "/metrics", health.metrics, "Metrics for Prometheus.", media_type="text/plain"),
     ]
     about = OpenApiEndpoint(table)
     table += [
         Operation("GET", "/version", about.version, "The version of Skipjoin.", answer=Version),
         Operation("GET", "/openapi.json", about.document, "This document.", answer=dict[str, Any]),
-        Operation("GET", "/docs", about.page, "This page."),
+        Operation("GET", "/docs", about.page, "This page.", media_type="text/html"),
     ]
     return table

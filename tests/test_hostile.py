@@ -534,7 +534,7 @@ def test_files_and_memory_are_as_before_a_storm(server: Server) -> None:
             connection.sendall(request(body))
 
     with ThreadPoolExecutor(20) as pool:
-        list(pool.map(storm, range(1000)))
+        list(pool.map(storm, range(300)))
     until_calm(server)
     assert gateway.num_fds() <= files + 10
     assert gateway.memory_info().rss < memory + 64 * 2**20

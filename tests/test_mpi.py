@@ -44,7 +44,7 @@ class Server:
         return self.clients[-1]
 
     def metric(self, name: str) -> float:
-        text = httpx.get(self.url.replace("/v1", "/metrics"), trust_env=False).text
+        text = httpx.get(self.url.replace("/v1", "/metrics"), trust_env=False, timeout=30).text
         found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
         assert found, f"no {name} in\n{text}"
         return float(found[1])

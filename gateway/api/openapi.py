@@ -55,11 +55,13 @@ def openapi(operations: Sequence[Operation]) -> dict[str, Any]:
 
 
 def _records(operation: Operation) -> Iterator[Any]:
-    yield from (kind for kind in (operation.request, operation.answer, operation.chunk) if kind not in (None, str))
+    yield from (kind for kind in (operation.request, operation.answer, operation.chunk) if kind is not None)
 
 
 def _operation(operation: Operation, schema_of: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    content = {"text/plain": {}} if operation.answer is str else _json(schema_of[id(operation.answer)])
+    content: dict[str, Any] = {operation.media_type: {}}
+    if operation.answer is not None:
+        content[operation.media_type] = {"schema": schema_of[id(operation.answer)]}
     if operation.chunk is not None:
         content["text/event-stream"] = {"schema": schema_of[id(operation.chunk)]}
     described: dict[str, Any] = {

@@ -19,5 +19,6 @@ class Operation:
     endpoint: Endpoint
     summary: str
     request: Any = None  # a type that msgspec knows; None: no body
-    answer: Any = str  # str: text that is not JSON
+    answer: Any = None  # None: text that is not JSON
     chunk: Any = None  # of the events, where the answer can be streamed
+    media_type: str = "application/json"
