@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +82,17 @@ def running(command: list[str], log: Path) -> Iterator[Server]:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
     new = {path for path in SHARED_MEMORY.iterdir() if path.name.startswith("mpich")} - segments
+    new = {path for path in new if not in_use(path)}  # by another world on this machine
     assert not new, f"left behind: {new}"
+
+
+def in_use(segment: Path) -> bool:
+    def maps_it(process: psutil.Process) -> bool:
+        with suppress(OSError):
+            return str(segment) in Path(f"/proc/{process.pid}/maps").read_text()
+        return False
+
+    return any(map(maps_it, psutil.process_iter()))
 
 
 def skipjoin(*options: str) -> list[str]:
