@@ -13,13 +13,14 @@ import msgspec
 from common.config import ConfigError
 from launch.lab.experiments.azure import Azure
 from launch.lab.experiments.depth import Depth
+from launch.lab.experiments.engine import Engine
 from launch.lab.experiments.experiment import Data, Experiment
 from launch.lab.experiments.memory import MemoryExperiment
 from launch.lab.experiments.rates import Rates
 from launch.lab.experiments.shapes import Shapes
 from launch.lab.experiments.stationary import Stationary
 
-_EXPERIMENTS: tuple[Experiment, ...] = (Rates(), Shapes(), MemoryExperiment(), Depth(), Stationary(), Azure())
+_EXPERIMENTS: tuple[Experiment, ...] = (Rates(), Shapes(), MemoryExperiment(), Depth(), Stationary(), Azure(), Engine())
 
 
 class Kept(msgspec.Struct, frozen=True):

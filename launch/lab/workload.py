@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +41,10 @@ class LogNormal:
     output_median: float
     output_sigma: float
     most: int = LONGEST_CONTEXT
+
+    def scaled(self, factor: float) -> "LogNormal":
+        medians = {"prompt_median": self.prompt_median * factor, "output_median": self.output_median * factor}
+        return replace(self, **medians, most=max(2, round(self.most * factor)))
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[Tokens, Tokens]:
         prompts, outputs = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -114,7 +118,10 @@ ALPACA = LogNormal(prompt_median=16.2, prompt_sigma=0.55, output_median=19.8, ou
 
 
 def parse_lengths(text: str) -> Lengths:
-    """A distribution by name: sharegpt, alpaca, mix, zipf[:EXPONENT], uniform:LEAST-MOST, ratio:RATIO."""
+    """A distribution by name: sharegpt[:SCALE], alpaca[:SCALE], mix, zipf[:EXPONENT], uniform:LEAST-MOST, ratio:RATIO.
+
+    A scale makes all lengths so many times as long, for machines that are slower or faster than the paper's.
+    """
     name, _, parameter = text.partition(":")
     try:
         return _LENGTHS[name](parameter)
@@ -138,19 +145,16 @@ def _positive(parameter: str) -> float:
     return value
 
 
-def _plain(lengths: Lengths) -> Callable[[str], Lengths]:
-    def take_no_parameter(parameter: str) -> Lengths:
-        if parameter:
-            raise ValueError
-        return lengths
-
-    return take_no_parameter
+def _mix(parameter: str) -> Lengths:
+    if parameter:
+        raise ValueError
+    return Mix()
 
 
 _LENGTHS: dict[str, Callable[[str], Lengths]] = {
-    "sharegpt": _plain(SHAREGPT),
-    "alpaca": _plain(ALPACA),
-    "mix": _plain(Mix()),
+    "sharegpt": lambda parameter: SHAREGPT.scaled(_positive(parameter or "1")),
+    "alpaca": lambda parameter: ALPACA.scaled(_positive(parameter or "1")),
+    "mix": _mix,
     "zipf": lambda parameter: Zipf(_positive(parameter or "1.1")),
     "uniform": _uniform,
     "ratio": lambda parameter: Ratio(_positive(parameter)),
