@@ -12,7 +12,8 @@ from gateway.scheduling.job import Job
 
 def entry(output: list[int] | None = None, **options: Any) -> Entry:
     job = Job(3, Generation(prompt=[1, 2], max_tokens=10, **options), arrival=0.0)
-    job.output = output or []
+    for token in output or []:
+        job.emit(token)
     return entry_of(job, job.pending)
 
 

@@ -14,7 +14,7 @@ def test_only_changes_are_written(tmp_path: Path) -> None:
     job.in_flight = True
     recorder.look([job], 3.0)
     job.level = 2
-    job.output.append(9)
+    job.emit(9)
     recorder.look([job], 4.0)
     recorder.end(job, 5.0)
     recorder.close()

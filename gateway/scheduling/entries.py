@@ -12,7 +12,7 @@ def entry_of(job: Job, count: int) -> Entry:
         return Entry(job.id, job.computed, tokens, blocks, None)
     generation = job.generation
     sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.min_p, generation.seed)
-    shaping = _shaping(generation, job.output)
+    shaping = _shaping(generation, job.output) if job.is_shaped else None
     return Entry(job.id, job.computed, tokens, blocks, sampling, shaping, generation.logprobs)
 
 

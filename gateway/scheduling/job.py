@@ -76,16 +76,23 @@ class Job:
     started_at: float | None = None
     counts: Counts = field(default_factory=Counts)
 
+    # Looked at many times in every turn, so kept rather than derived.
+    context: int = field(init=False)  # tokens whose KV must exist for its next one: prompt and output
+    is_shaped: bool = field(init=False)  # more than the logits decides about its tokens
+
+    def __post_init__(self) -> None:
+        self.context = len(self.generation.prompt) + len(self.output)
+        self.is_shaped = _is_shaped(self.generation)
+
+    def emit(self, token: int) -> None:
+        self.output.append(token)
+        self.context += 1
+
     @property
     def can_run(self) -> bool:
         """Nothing but memory and its turn keeps it from being in the next plan."""
         constraint = self.generation.constraint
         return not self.in_flight and not self.aborted and (constraint is None or constraint.ready)
-
-    @property
-    def context(self) -> int:
-        """Tokens whose KV must exist for its next one."""
-        return len(self.generation.prompt) + len(self.output)
 
     @property
     def pending(self) -> int:
@@ -134,3 +141,9 @@ class Job:
             decode_s=counts.decode_s,
             stalled_s=max(0.0, now - started_at - counts.prefill_s - counts.decode_s),
         )
+
+
+def _is_shaped(generation: Generation) -> bool:
+    penalized = generation.presence_penalty or generation.frequency_penalty or generation.repetition_penalty != 1
+    limited = generation.min_tokens or generation.bad_words or generation.constraint is not None
+    return bool(penalized or limited or generation.logit_bias)

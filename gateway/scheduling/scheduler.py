@@ -192,10 +192,10 @@ class Scheduler:
                 break
             if not job.can_run or job in turn.dropped or not (opens or job.started_at is not None):
                 continue
-            if not turn.share(job):
-                turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
+            if share := turn.share(job):
+                self._fit(job, share, turn)
             else:
-                self._fit(job, turn)
+                turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
         return turn
 
     def _runnable(self, turn: Turn) -> list[Iterator[Job]]:
@@ -204,7 +204,7 @@ class Scheduler:
             lines.append(job for job in self.queue.away if job.residence is Residence.HOST)
         return lines
 
-    def _fit(self, job: Job, turn: Turn) -> None:
+    def _fit(self, job: Job, share: int, turn: Turn) -> None:
         missing = self.ledger.missing(job)
         if job.started_at is None and not self._strategy.may_start(job, turn):
             turn.pass_over(job)
@@ -218,7 +218,7 @@ class Scheduler:
             turn.pass_over(job)
         else:
             job.passed_over = 0
-            turn.take(job, missing)
+            turn.take(job, share, missing)
 
     def _batch_limit(self) -> int:
         """With a pipeline, leave jobs for the other micro-batches: idle stages cost more than smaller batches."""
@@ -256,7 +256,7 @@ class Scheduler:
         elif token in generation.stop_tokens:
             job.finish_reason, token, logprobs = "stop", None, None
         else:
-            job.output.append(token)
+            job.emit(token)
             if job.remaining <= 0:
                 job.finish_reason = "length"
         return Outcome(job, token, job.finish_reason, logprobs)

@@ -26,11 +26,11 @@ class Turn:
 
     def share(self, job: Job) -> int:
         """Tokens that the job may compute: all, or the first chunk of them. None are left where it is 0."""
-        most = self.prompt_tokens_left if job.prefills else 1
-        return min(job.pending, most, self.tokens_left)
+        if job.prefills:
+            return min(job.pending, self.prompt_tokens_left, self.tokens_left)
+        return min(1, self.tokens_left)
 
-    def take(self, job: Job, blocks: int) -> None:
-        share = self.share(job)
+    def take(self, job: Job, share: int, blocks: int) -> None:
         self.batch[job] = share
         self.jobs_left -= 1
         self.tokens_left -= share
