@@ -143,7 +143,7 @@ _HEAD = [
 
 def _row(setting: Setting, runs: list[Run]) -> list[object]:
     names = ("mean_norm_s", "p95_norm_s", "mean_jct_s", "p99_jct_s", "mean_ttft_s")
-    figures = [_median(runs, lambda run, name=name: run.figures[name]) for name in names]
+    figures = [statistics.median(run.figures[name] for run in runs) for name in names]
     rate, stalled = _median(runs, lambda run: run.tokens_per_s), _median(runs, lambda run: run.stall_share)
     return [*_names(setting), *figures, rate, number(100 * stalled, " %")]
 
@@ -153,7 +153,7 @@ def _names(setting: Setting) -> tuple[str, str, float]:
 
 
 def _pair(runs: list[Run]) -> tuple[float, float]:
-    return _median(runs, lambda r: r.figures["mean_jct_s"]), _median(runs, lambda r: r.simulated["mean_jct_s"])
+    return _median(runs, lambda run: run.figures["mean_jct_s"]), _median(runs, lambda run: run.simulated["mean_jct_s"])
 
 
 def _median(runs: Sequence[Run], pick: Callable[[Run], float]) -> float:
