@@ -95,6 +95,8 @@ class Config:
     """Most tokens in one iteration."""
     prefill_chunk_tokens: int = 0
     """Most prompt tokens in one iteration; longer prompts are computed in chunks. 0: as many as --max-batch-tokens."""
+    prefix_cache: bool = True
+    """Keep the KV of full blocks after their job ended, and share it with jobs that begin with the same tokens."""
     max_waiting_jobs: int = 1024
     """Jobs that may wait before new requests are told to come back later (429)."""
     num_levels: int = 16

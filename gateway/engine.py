@@ -292,10 +292,11 @@ class JobEngine:
     def _chunk(self, outcome: Outcome, now: float) -> Chunk:
         tokens = () if outcome.token is None else (outcome.token,)
         logprobs = () if outcome.logprobs is None else (outcome.logprobs,)
+        cached_tokens = outcome.job.counts.cached_tokens
         if outcome.finish_reason is None:
-            return Chunk(tokens, logprobs=logprobs)
+            return Chunk(tokens, logprobs=logprobs, cached_tokens=cached_tokens)
         error = why_no_token(outcome.job.generation) if outcome.finish_reason == "error" else None
-        return Chunk(tokens, outcome.finish_reason, error, self._trace(outcome.job, now), logprobs)
+        return Chunk(tokens, outcome.finish_reason, error, self._trace(outcome.job, now), logprobs, cached_tokens)
 
     def _trace(self, job: Job, now: float) -> SchedulingTrace:
         assert self.cluster is not None
@@ -307,6 +308,7 @@ class JobEngine:
         statistics.failed += job.finish_reason == "error"
         statistics.preemptions += counts.preemptions
         statistics.recomputes += counts.recomputes
+        statistics.cached_tokens += counts.cached_tokens
         self._service_s += 0.1 * (now - self._last_finish - self._service_s)
         self._last_finish = now
         self._forget(job)

@@ -15,6 +15,7 @@ _COUNTERS = {
     "failed": "Jobs whose logits were not finite.",
     "preemptions": "Times that a started job was left out of a batch, of jobs that ended.",
     "recomputes": "Times that a job lost its KV, of jobs that ended.",
+    "cached_tokens": "Prompt tokens whose KV was in the prefix cache, of jobs that ended.",
     "offloaded_blocks": "KV blocks moved to host memory.",
     "uploaded_blocks": "KV blocks moved back to the device.",
     "busy_s": "Seconds with a plan in flight.",
@@ -48,5 +49,10 @@ class EngineCollector(Collector):
         for memory, pool in (("device", scheduler.ledger.device), ("host", scheduler.ledger.host)):
             used.add_metric([memory], pool.num_used)
             total.add_metric([memory], pool.num_blocks)
+        yield GaugeMetricFamily(
+            "skipjoin_kv_blocks_cached",
+            "Device blocks that nobody uses, and whose KV is kept until their room is needed.",
+            value=scheduler.ledger.device.prefixes.num_idle,
+        )
         yield used
         yield total

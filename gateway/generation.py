@@ -57,6 +57,7 @@ class Generation:
     bad_words: tuple[tuple[int, ...], ...] = ()  # runs of tokens that must not come
     constraint: Constraint | None = None
     logprobs: int | None = None  # how many of the most likely tokens to name; None: no logprobs at all
+    cache_salt: str = ""  # KV is shared among jobs of the same salt only
 
 
 class SchedulingTrace(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +70,7 @@ class SchedulingTrace(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int
     recomputes: int
     iterations: int
+    cached_tokens: int  # of the prompt, whose KV was in the prefix cache
     offloaded_bytes: int
     uploaded_bytes: int
     queue_s: float  # from arrival to the start of the first iteration
@@ -86,6 +88,7 @@ class Chunk:
     error: str | None = None  # for the client, with finish_reason "error"
     trace: SchedulingTrace | None = None  # with finish_reason
     logprobs: tuple[Logprobs, ...] = ()  # one per token, where they were asked for
+    cached_tokens: int = 0  # of the job's prompt, whose KV was in the prefix cache; in every chunk
 
 
 class QueueFull(Exception):

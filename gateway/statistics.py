@@ -13,6 +13,7 @@ class Statistics:
     failed: int = 0
     preemptions: int = 0
     recomputes: int = 0
+    cached_tokens: int = 0  # of prompts, whose KV was in the prefix cache
     offloaded_blocks: int = 0
     uploaded_blocks: int = 0
     busy_s: float = 0.0  # with a plan in flight

@@ -58,7 +58,9 @@ class Drive:
     schedule: list[list[int]] = field(default_factory=list)  # job ids of each iteration
 
     def submit(self, job_id: int, prompt: int, output: int, **options: Any) -> Job:
-        return self.scheduler.submit(job_id, generation(prompt, output, **options), self.now)
+        """Shares no KV with other jobs, unless they are given the same `cache_salt`."""
+        job = generation(prompt, output, **{"cache_salt": f"{job_id}", **options})
+        return self.scheduler.submit(job_id, job, self.now)
 
     def step(self) -> list[Outcome] | None:
         """One iteration; None when there was nothing to do."""

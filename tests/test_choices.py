@@ -136,6 +136,13 @@ def test_usage_counts_the_tokens_of_all_choices() -> None:
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (7, 5, 12)
 
 
+def test_cached_tokens_are_those_of_the_first_choice_of_each_prompt() -> None:
+    found = [4, 8, 16, 16]  # of two prompts with two choices each
+    four = [choice(Stream(Chunk((97,), "stop", cached_tokens=count)), i) for i, count in enumerate(found)]
+    parts(*four)
+    assert Choices(four, 50, jobs_per_prompt=2).usage().prompt_tokens_details.cached_tokens == 4 + 16
+
+
 def test_one_choice_has_a_trace_and_several_have_a_list() -> None:
     one, stopped = choice(says("a")), choice(says("a"), stop=("a",))
     parts(one)

@@ -24,6 +24,8 @@ def test_an_answer_has_all_that_openai_promises() -> None:
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (9, 13)
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 0
 
 
 def test_sixteen_tokens_are_the_default() -> None:

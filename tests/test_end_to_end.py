@@ -110,7 +110,8 @@ def test_tokens_survive_offload_of_every_job(
     )
     assert tokens(crowded) == tokens(alone)
     assert all(answer.trace.preemptions and answer.trace.offloaded_bytes for answer in crowded)
-    assert all(answer.trace.uploaded_bytes == answer.trace.offloaded_bytes for answer in crowded)
+    assert all(answer.trace.uploaded_bytes <= answer.trace.offloaded_bytes for answer in crowded)
+    assert sum(answer.trace.uploaded_bytes for answer in crowded) > 0
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -143,6 +144,50 @@ def test_tokens_survive_both_memories_being_full(tiny: Path, alone: list[Answer]
     assert tokens(crowded) == tokens(alone)
 
 
+@pytest.fixture(scope="module")
+def family(tiny: Path) -> tuple[list[Generation], list[Answer]]:
+    """Jobs whose prompts begin alike, some with the same prompt, some going on from others' answers; each by itself."""
+    jobs = thirty_jobs(300)
+    beginning = jobs[0].prompt * 4
+    for index, job in enumerate(jobs):
+        prompt = beginning[: 16 + 5 * (index % 6)] + (job.prompt[:8] if index % 3 else [])
+        jobs[index] = replace(job, prompt=prompt, cache_salt="pepper" if index % 10 == 9 else "")
+    options: dict[str, Any] = {"model": str(tiny), "threads": 1, "device": "cpu", "prefix_cache": False}
+    answers = run_world(jobs, one_by_one=True, **options)
+    again = [
+        replace(job, prompt=[*job.prompt, *answer.tokens, 5]) for job, answer in zip(jobs[:8], answers[:8], strict=True)
+    ]
+    return jobs + again, answers + run_world(again, one_by_one=True, **options)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("strategy", ["proactive", "reactive", "recompute"])
+@pytest.mark.parametrize("chunk", [0, 20])
+def test_tokens_survive_sharing_kv_while_jobs_take_turns_and_it_moves(
+    tiny: Path, family: tuple[list[Generation], list[Answer]], *, chunk: int, strategy: str, stages: int, device: str
+) -> None:
+    jobs, alone = family
+    crowded = run_world(
+        jobs,
+        model=str(tiny),
+        threads=1,
+        device=device,
+        dtype="fp32",
+        kv_strategy=strategy,
+        kv_host_blocks=500,
+        pipeline_parallel=stages,
+        prefill_chunk_tokens=chunk,
+        block_tokens=4,
+        clock=ten_seconds_each_time(),
+        **{**CROWDED, "kv_device_blocks": 56, "max_batch_jobs": 2 // stages},
+    )
+    assert tokens(crowded) == tokens(alone)
+    assert sum(answer.trace.cached_tokens > 0 for answer in crowded) > 10
+    if strategy != "recompute":
+        assert sum(answer.trace.offloaded_bytes > 0 for answer in crowded) > 10
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("strategy", ["proactive", "reactive", "recompute"])
@@ -158,12 +203,12 @@ def test_tokens_survive_prompts_in_chunks_whose_jobs_lose_their_place_in_between
         kv_strategy=strategy,
         kv_host_blocks=500,
         pipeline_parallel=stages,
-        prefill_chunk_tokens=7,
+        prefill_chunk_tokens=24 if strategy == "recompute" else 7,
         clock=ten_seconds_each_time(),
         **{**CROWDED, "max_batch_jobs": 2 // stages},
     )
     assert tokens(crowded) == tokens(alone)
-    assert sum(answer.trace.iterations - len(answer.tokens) for answer in crowded) > 30
+    assert sum(answer.trace.iterations > len(answer.tokens) for answer in crowded) > 10
 
 
 def test_logprobs_and_what_bends_logits_do_not_depend_on_the_schedule(tiny: Path) -> None:

@@ -115,6 +115,19 @@ def test_a_stream_gives_every_token_and_ends_with_a_reason_and_a_trace(tmp_path:
     asyncio.run(scenario())
 
 
+def test_chunks_and_trace_tell_how_much_of_the_prompt_was_there(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (engine, _):
+            for cached_tokens in (0, 32):
+                chunks = await collect(engine.submit([generation(40, 2)])[0])
+                assert [chunk.cached_tokens for chunk in chunks] == [cached_tokens] * 2
+                assert chunks[-1].trace is not None
+                assert chunks[-1].trace.cached_tokens == cached_tokens
+            assert engine.statistics.cached_tokens == 32
+
+    asyncio.run(scenario())
+
+
 def test_nothing_is_submitted_before_it_is_ready_or_after_it_drains(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as (engine, stage):

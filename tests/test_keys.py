@@ -173,3 +173,13 @@ def test_no_key_is_ever_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     served = [record.getMessage() for record in caplog.records if record.name.startswith(("gateway", "uvicorn"))]
     assert served
     assert not [line for line in served if key in line or "sk-wrong" in line]
+
+
+def test_only_jobs_of_the_same_key_and_the_same_salt_share_kv() -> None:
+    engine, keys = FakeEngine(), load_keys(Config(), {"SKIPJOIN_API_KEYS": "one,two"})
+    with client_with("one", keys, engine) as client:
+        for key, salt in (("one", None), ("one", None), ("two", None), ("one", "a"), ("two", "a"), ("one", "b")):
+            chat(client.with_options(api_key=key), extra_body={"cache_salt": salt})
+    salts = [job.cache_salt for job in engine.jobs]
+    assert salts[0] == salts[1]
+    assert len(set(salts[1:])) == 5

@@ -1,49 +1,86 @@
 """Random lives of the scheduler against a model of the memories: no block in two places, no KV value lost."""
 
-from collections import deque
+from collections import Counter, deque
+from dataclasses import dataclass
 
-from fakes import COST_FOR_MACHINES, generation
+from fakes import COST_FOR_MACHINES
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.config import Config
-from common.records import Plan, Result
+from common.records import Entry, Plan, Result
+from gateway.generation import Generation
 from gateway.scheduling.job import Job, Residence
+from gateway.scheduling.prefix_cache import CachedBlock, PrefixCache
 from gateway.scheduling.scheduler import Scheduler
 
 BLOCK = 4
-Slots = dict[int, list[tuple[int, int] | None]]  # block -> (job, position) per slot
+Value = int  # stands for the KV of a token, which depends on all tokens before it
+Slots = dict[int, list[Value | None]]  # block -> what its slots hold
+
+
+class Transformer:
+    """What KV values are: the same for the same tokens under the same salt, and for nothing else."""
+
+    def __init__(self) -> None:
+        self._values: dict[tuple[Value | str, int], Value] = {}
+
+    def values(self, job: Job, end: int) -> list[Value]:
+        """Of the job's first `end` tokens."""
+        before: Value | str = job.generation.cache_salt
+        values = []
+        for token in job.tokens(0, end):
+            before = self._values.setdefault((before, token), len(self._values))
+            values.append(before)
+        return values
+
+    def next_token(self, job: Job) -> int:
+        """As greedy decoding, a function of all that came before; often the same for different jobs."""
+        return self.values(job, job.context)[-1] % 2
 
 
 class Memories:
-    """What workers would hold. Copies run before or after the batch (`late`), unless the plan wants them first."""
+    """What workers would hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, transformer: Transformer) -> None:
         self.device: Slots = {}
         self.host: Slots = {}
+        self._transformer = transformer
 
-    def run(self, plan: Plan, late: bool) -> None:
-        if not late or plan.copies_first:
-            self._copy(plan)
-        for entry in plan.entries:
-            self._compute(entry.job_id, entry.start, len(entry.tokens), entry.blocks)
-        if late and not plan.copies_first:
-            self._copy(plan)
-
-    def _copy(self, plan: Plan) -> None:
+    def copy(self, plan: Plan) -> None:
         for device, host in plan.offloads:
             self.host[host] = list(self.device[device])
         for host, device in plan.uploads:
             self.device[device] = list(self.host[host])
 
-    def _compute(self, job_id: int, start: int, count: int, blocks: list[int]) -> None:
-        for position in range(start):
-            held = self.device[blocks[position // BLOCK]][position % BLOCK]
-            assert held == (job_id, position), f"job {job_id} reads {held} at position {position}"
-        for position in range(start, start + count):
-            block = blocks[position // BLOCK]
-            self.device.setdefault(block, [None] * BLOCK)[position % BLOCK] = (job_id, position)
+    def compute(self, plan: Plan, jobs: list[Job]) -> None:
+        """As in a layer, all of the batch is written before anything is read."""
+        for entry in plan.entries:
+            self._write(entry, jobs[entry.job_id])
+        for entry in plan.entries:
+            self._read(entry, jobs[entry.job_id])
+
+    def _write(self, entry: Entry, job: Job) -> None:
+        end = entry.start + len(entry.tokens)
+        assert entry.tokens == job.tokens(entry.start, end)
+        for position, value in enumerate(self._transformer.values(job, end)[entry.start :], entry.start):
+            block = entry.blocks[position // BLOCK]
+            self.device.setdefault(block, [None] * BLOCK)[position % BLOCK] = value
+
+    def _read(self, entry: Entry, job: Job) -> None:
+        for position, value in enumerate(self._transformer.values(job, entry.start + len(entry.tokens))):
+            held = self.device[entry.blocks[position // BLOCK]][position % BLOCK]
+            assert held == value, f"job {job.id} reads {held} for {value} at position {position}"
+
+
+@dataclass
+class Flight:
+    """A plan on its way. Its copies may run at any time until it is committed; batches run one after the other."""
+
+    plan: Plan
+    copied: bool
+    computed: bool
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -55,9 +92,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         host=st.integers(0, 24),
         aging=st.sampled_from([0.0, 1.0, 8.0]),
         chunk=st.sampled_from([0, 1, 3, 8]),
+        shares=st.booleans(),
     )
     def start(  # noqa: PLR0917 - drawn by name
-        self, policy: str, strategy: str, stages: int, device: int, host: int, aging: float, chunk: int
+        self, policy: str, strategy: str, stages: int, device: int, host: int, aging: float, chunk: int, shares: bool
     ) -> None:
         config = Config(
             policy=policy,  # type: ignore[arg-type]
@@ -67,54 +105,128 @@ class SchedulerMachine(RuleBasedStateMachine):
             block_tokens=BLOCK,
             aging=aging,
             prefill_chunk_tokens=chunk,
+            prefix_cache=shares,
         )
         self.scheduler = Scheduler(config, COST_FOR_MACHINES, device, host)
-        self.memories = Memories()
+        self.transformer = Transformer()
+        self.memories = Memories(self.transformer)
         self.jobs: list[Job] = []
-        self.flying: deque[Plan] = deque()
+        self.flights: deque[Flight] = deque()
         self.now = 0.0
 
-    @rule(prompt=st.integers(1, 20), output=st.integers(1, 28))
-    def submit(self, prompt: int, output: int) -> None:
-        self.jobs.append(self.scheduler.submit(len(self.jobs), generation(prompt, output), self.now))
+    @rule(
+        shared=st.integers(0, 16),
+        own=st.lists(st.integers(0, 1), min_size=1, max_size=8),
+        output=st.integers(1, 28),
+        salt=st.sampled_from(["", "", "pepper"]),
+    )
+    def submit(self, shared: int, own: list[int], output: int, salt: str) -> None:
+        self._submit([0] * shared + own, output, salt)
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data(), own=st.lists(st.integers(0, 1), max_size=4), output=st.integers(1, 12))
+    def submit_the_next_turn_of_a_chat(self, data: st.DataObject, own: list[int], output: int) -> None:
+        before = data.draw(st.sampled_from(self.jobs))
+        self._submit(before.tokens(0, before.context)[:36] + own, output, before.generation.cache_salt)
+
+    def _submit(self, prompt: list[int], output: int, salt: str) -> None:
+        generation = Generation(prompt=prompt, max_tokens=output, cache_salt=salt)
+        self.jobs.append(self.scheduler.submit(len(self.jobs), generation, self.now))
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         self.scheduler.abort(data.draw(st.sampled_from(self.jobs)))
 
-    @rule(late=st.booleans())
-    def plan(self, late: bool) -> None:
+    @rule(copied=st.booleans(), computed=st.booleans())
+    def plan(self, copied: bool, computed: bool) -> None:
+        """Send a plan. Stages may copy at once, and compute at once if they have nothing else to do."""
         plan = self.scheduler.plan(self.now)
-        if plan is not None:
-            self.memories.run(plan, late)
-            self.flying.append(plan)
+        if plan is None:
+            return
+        flight = Flight(plan, copied=False, computed=False)
+        if copied:
+            self._copy(flight)
+        if computed and all(earlier.computed for earlier in self.flights):
+            self._compute(flight)
+        self.flights.append(flight)
 
-    @precondition(lambda self: self.flying)
+    @precondition(lambda self: self.flights)
     @rule(seconds=st.floats(0.1, 50.0))
     def commit(self, seconds: float) -> None:
-        plan = self.flying.popleft()
+        flight = self.flights.popleft()
+        self._compute(flight)
+        self._copy(flight)
         self.now += seconds
-        self.scheduler.commit(Result(plan.seq, [7] * len(plan.entries), 0.0, 0.0), self.now)
+        entries = flight.plan.entries
+        tokens = [self.transformer.next_token(self.jobs[e.job_id]) if e.sampling else None for e in entries]
+        self.scheduler.commit(Result(flight.plan.seq, tokens, 0.0, 0.0), self.now)
 
-    @rule(iterations=st.integers(1, 30), late=st.booleans())
-    def go_on(self, iterations: int, late: bool) -> None:
+    def _copy(self, flight: Flight) -> None:
+        if not flight.copied:
+            self.memories.copy(flight.plan)
+        flight.copied = True
+
+    def _compute(self, flight: Flight) -> None:
+        if flight.plan.copies_first:
+            self._copy(flight)
+        if not flight.computed:
+            self.memories.compute(flight.plan, self.jobs)
+        flight.computed = True
+
+    @rule(iterations=st.integers(1, 30), copied=st.booleans())
+    def go_on(self, iterations: int, copied: bool) -> None:
         for _ in range(iterations):
-            self.plan(late)
-            if self.flying:
+            self.plan(copied, computed=False)
+            if self.flights:
                 self.commit(1.0)
 
     @invariant()
     def every_block_is_in_one_place(self) -> None:
+        """Free; or known to the prefix cache, held or not; or one job's own."""
         if not hasattr(self, "scheduler"):
             return
         ledger = self.scheduler.ledger
-        on_device = [block for job in self.jobs for block in job.device_blocks]
+        holding = [job for job in self.jobs if job.device_blocks]
+        own = [block for job in holding for block in job.device_blocks[len(job.prefix) :]]
+        known = [cached.block for cached in tree(ledger.device.prefixes)]
+        assert sorted(own + known + ledger.device._free) == list(range(ledger.device.num_blocks))
         on_host = [block for job in self.jobs for block in job.host_blocks]
-        assert sorted(on_device + ledger.device._free) == list(range(ledger.device.num_blocks))
         assert sorted(on_host + ledger.host._free) == list(range(ledger.host.num_blocks))
+
+    @invariant()
+    def shared_blocks_are_held_by_those_who_have_them(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        prefixes = self.scheduler.ledger.device.prefixes
+        holding = [job for job in self.jobs if job.device_blocks]
+        leaving = [job for job in holding if job.residence is Residence.OFFLOADING]
+        for job in holding:
+            assert job.device_blocks[: len(job.prefix)] == [cached.block for cached in job.prefix]
+        holders = Counter(cached for job in holding for cached in job.prefix)
+        leavers = Counter(cached for job in leaving for cached in job.prefix)
+        for cached in tree(prefixes):
+            assert (cached.holders, cached.leaving) == (holders[cached], leavers[cached])
+            assert (cached in prefixes._idle) == (not holders[cached])
+            assert all(child.holders <= cached.holders for child in cached.children.values())
+
+    @invariant()
+    def blocks_that_will_be_free_are_those_of_leaving_jobs_alone(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
         leaving = [job for job in self.jobs if job.residence is Residence.OFFLOADING]
-        assert ledger.departing == sum(len(job.device_blocks) for job in leaving)
+        others = {b for job in self.jobs if job.residence is not Residence.OFFLOADING for b in job.device_blocks}
+        blocks = {block for job in leaving for block in job.device_blocks}
+        assert self.scheduler.ledger.departing == len(blocks - others)
+
+    @invariant()
+    def nobody_can_write_where_others_read(self) -> None:
+        """A job writes from `computed` on: behind all that it shares."""
+        if not hasattr(self, "scheduler"):
+            return
+        for job in self.jobs:
+            if job.device_blocks:
+                assert len(job.prefix) * BLOCK <= job.computed
 
     @invariant()
     def every_active_job_is_in_one_line(self) -> None:
@@ -135,17 +247,26 @@ class SchedulerMachine(RuleBasedStateMachine):
         return job.in_flight or in_transit or (job.finish_reason is None and not job.aborted)
 
     def teardown(self) -> None:
-        """Every job ends, and at rest all blocks are free."""
+        """Every job ends, and at rest all blocks are free, in the prefix cache or not."""
         if not hasattr(self, "scheduler"):
             return
         for _ in range(20_000):
-            self.plan(late=True)
-            if not self.flying:
+            self.plan(copied=False, computed=False)
+            if not self.flights:
                 break
             self.commit(1.0)
         assert all(job.aborted or job.finish_reason == "length" for job in self.jobs), repr(self.scheduler)
         assert self.scheduler.ledger.device.num_used == self.scheduler.ledger.host.num_used == 0
+        assert self.scheduler.ledger.departing == 0
         assert len(self.scheduler.queue) == 0
+
+
+def tree(prefixes: PrefixCache) -> list[CachedBlock]:
+    """All blocks of a prefix cache."""
+    found = list(prefixes._first.values())
+    for cached in found:  # grows on the way
+        found += cached.children.values()
+    return found
 
 
 SchedulerMachine.TestCase.settings = settings(

@@ -13,6 +13,7 @@ from gateway.api.schema import (
     REFUSED,
     ChatRequest,
     CompletionRequest,
+    PromptDetails,
     Usage,
     decode_chat,
     decode_completion,
@@ -198,4 +199,6 @@ def test_a_chunk_has_a_null_usage_only_where_usage_was_asked_for() -> None:
     chunk = Chat().part(0, Content("x"))
     assert "usage" not in msgspec.json.decode(letterhead.write([chunk]))
     assert msgspec.json.decode(letterhead.write([chunk], usage=None))["usage"] is None
-    assert msgspec.json.decode(letterhead.write([], usage=Usage(1, 2, 3)))["usage"]["total_tokens"] == 3
+    assert (
+        msgspec.json.decode(letterhead.write([], usage=Usage(1, 2, 3, PromptDetails(0))))["usage"]["total_tokens"] == 3
+    )

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from msgspec import UNSET
 
 from common.records import Logprobs
-from gateway.api.schema import CompletionDetails, Finish, Traces, Usage
+from gateway.api.schema import CompletionDetails, Finish, PromptDetails, Traces, Usage
 from gateway.generation import Chunk, SchedulingTrace, Stream
 from gateway.metrics import End, JobMeter
 from gateway.text.detokenizer import Detokenizer
@@ -47,6 +47,7 @@ class Choice:
         log: where somebody asks what tokens the text is made of. prefix: stands before the output, as its first part.
         """
         self.index = index
+        self.cached_tokens = 0  # of the prompt
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
         self.finish_reason: Finish | None = None
@@ -79,6 +80,7 @@ class Choice:
 
     def take(self, chunk: Chunk) -> list[Part]:
         """What is certain with `chunk`; sets `finish_reason` with the last one, or where the output is complete."""
+        self.cached_tokens = chunk.cached_tokens
         parts = [*self._opening(), *self._parser.push(self._text(chunk))]
         if self._parser.in_reasoning:
             self.num_reasoning_tokens = self.num_tokens
@@ -154,11 +156,12 @@ class Choice:
 
 
 class Choices:
-    """All choices of one request."""
+    """All choices of one request, prompt by prompt."""
 
-    def __init__(self, choices: Sequence[Choice], prompt_tokens: int) -> None:
+    def __init__(self, choices: Sequence[Choice], prompt_tokens: int, jobs_per_prompt: int = 1) -> None:
         self._choices = choices
         self._prompt_tokens = prompt_tokens
+        self._jobs_per_prompt = jobs_per_prompt
 
     def __len__(self) -> int:
         return len(self._choices)
@@ -192,10 +195,12 @@ class Choices:
     def usage(self) -> Usage:
         completion_tokens = sum(choice.num_tokens for choice in self._choices)
         reasoning_tokens = sum(choice.num_reasoning_tokens for choice in self._choices)
+        cached_tokens = sum(choice.cached_tokens for choice in self._choices[:: self._jobs_per_prompt])
         return Usage(
             self._prompt_tokens,
             completion_tokens,
             self._prompt_tokens + completion_tokens,
+            PromptDetails(cached_tokens),
             CompletionDetails(reasoning_tokens) if reasoning_tokens else UNSET,
         )
 

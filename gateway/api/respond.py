@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
+from gateway.accounts import Account
 from gateway.api.choices import Choice, Choices, GenerationFailed
 from gateway.api.dialect import Dialect, Letterhead
 from gateway.api.errors import generation_failed
@@ -90,7 +92,8 @@ def _start(
     shown = tokenizer.special_tokens if body.skip_special_tokens is False else form.marks
     logs = body.num_logprobs is not None or bool(body.return_token_ids)
     account.check_jobs(len(jobs))
-    streams = service.engine.submit(jobs)
+    salt = _cache_salt(account, body)
+    streams = service.engine.submit([replace(job, cache_salt=salt) for job in jobs])
     prompt_tokens = sum(len(job.prompt) for job in jobs[:: body.num_jobs])  # each prompt once
     account.spend(prompt_tokens)
     choices = [
@@ -109,7 +112,12 @@ def _start(
         for index, (job, stream, prefix) in enumerate(zip(jobs, streams, prefixes or [""] * len(jobs), strict=True))
     ]
     service.metrics.prompt_tokens.labels(dialect.endpoint).inc(prompt_tokens)
-    return Choices(choices, prompt_tokens)
+    return Choices(choices, prompt_tokens, body.num_jobs)
+
+
+def _cache_salt(account: Account, body: SamplingRequest) -> str:
+    """Who shares KV: nobody shall learn from a short wait what holders of other keys, or of other salts, have asked."""
+    return msgspec.json.encode((account.name, body.cache_salt)).decode()
 
 
 async def _collect(choices: Choices) -> list[list[Part]]:

@@ -73,6 +73,7 @@ class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(ge=1e-3, le=10)] | None = None  # logits over less may overflow
     ignore_eos: bool | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: JsonSchema | str | None = None
@@ -247,6 +248,10 @@ def refuse_unsupported(request: msgspec.Struct) -> None:
 Finish = Literal["stop", "length", "tool_calls"]
 
 
+class PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int  # whose KV was there already
+
+
 class CompletionDetails(msgspec.Struct, frozen=True):
     reasoning_tokens: int
 
@@ -255,6 +260,7 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails
     completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 

@@ -7,7 +7,7 @@ from gateway.scheduling.job import Job
 
 def entry_of(job: Job, count: int) -> Entry:
     """The next `count` of the job's pending tokens; with the last of them it draws. Its constraint is ready."""
-    tokens, blocks = job.next_tokens(count), list(job.device_blocks)
+    tokens, blocks = job.tokens(job.computed, job.computed + count), list(job.device_blocks)
     if count < job.pending:  # not the last chunk
         return Entry(job.id, job.computed, tokens, blocks, None)
     generation = job.generation

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from gateway.generation import FinishReason, Generation, SchedulingTrace
+from gateway.scheduling.prefix_cache import Path
 
 Rank = tuple[float, int]  # (level or remaining work, sequence): smaller runs first
 
@@ -36,6 +37,7 @@ class Counts:
     preemptions: int = 0
     recomputes: int = 0
     iterations: int = 0
+    cached_tokens: int = 0  # of its prompt, found in the prefix cache when it started
     offloaded_blocks: int = 0
     uploaded_blocks: int = 0
     prefill_s: float = 0.0
@@ -51,7 +53,7 @@ class Job:
     arrival: float
 
     output: list[int] = field(default_factory=list)
-    computed: int = 0  # leading tokens of prompt + output whose KV exists
+    computed: int = 0  # leading tokens of prompt + output whose KV exists, its own or in the prefix cache
     finish_reason: FinishReason | None = None
     aborted: bool = False
 
@@ -69,6 +71,8 @@ class Job:
     residence: Residence = Residence.NOWHERE
     device_blocks: list[int] = field(default_factory=list)
     host_blocks: list[int] = field(default_factory=list)
+    prefix: Path = field(default_factory=list)  # what its first device blocks are, or, without any, could be
+    block_keys: list[bytes] = field(default_factory=list)  # of its first full blocks, as far as they were needed
 
     in_flight: bool = False  # in a plan that is not committed
     last_seq: int | None = None  # the newest plan it was in
@@ -109,13 +113,12 @@ class Job:
         """Output tokens still to come, at most."""
         return self.generation.max_tokens - len(self.output)
 
-    def next_tokens(self, count: int) -> list[int]:
-        """The first `count` of its pending tokens."""
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Those of prompt and output, as one list."""
         prompt, output = self.generation.prompt, self.output
-        end = self.computed + count
-        if self.computed >= len(prompt):
-            return output[self.computed - len(prompt) : end - len(prompt)]
-        return prompt[self.computed : end] + output[: max(0, end - len(prompt))]
+        if start >= len(prompt):
+            return output[start - len(prompt) : end - len(prompt)]
+        return prompt[start:end] + output[: max(0, end - len(prompt))]
 
     def relocate(self, event: str) -> None:
         """Change residence. Raises AssertionError, and changes nothing, where the table has no such transition."""
@@ -134,6 +137,7 @@ class Job:
             preemptions=counts.preemptions,
             recomputes=counts.recomputes,
             iterations=counts.iterations,
+            cached_tokens=counts.cached_tokens,
             offloaded_bytes=counts.offloaded_blocks * block_bytes,
             uploaded_bytes=counts.uploaded_blocks * block_bytes,
             queue_s=started_at - self.arrival,

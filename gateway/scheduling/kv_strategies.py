@@ -9,7 +9,7 @@ from itertools import islice
 
 from common.config import KvStrategy as StrategyName
 from gateway.scheduling.arrivals import ArrivalRate
-from gateway.scheduling.blocks import BlockLedger
+from gateway.scheduling.blocks import BlockLedger, Vacancy
 from gateway.scheduling.job import Job, Residence
 from gateway.scheduling.policies.policy import Outlook
 from gateway.scheduling.queue import JobQueue
@@ -51,7 +51,7 @@ class Memory:
     def holds_started_jobs(self, job: Job, turn: Turn) -> bool:
         """The cap on started jobs: both pools must hold all their KV, with room to grow by a block each in flight."""
         ledger = self.ledger
-        needed = ledger.blocks_for(job.context) + self.places
+        needed = ledger.missing(job) + self.places
         free = turn.blocks_left + ledger.host.num_free + ledger.departing
         nobody = not self.queue.resident and not self.queue.away and not turn.batch
         return needed <= free or nobody
@@ -70,8 +70,8 @@ class KvStrategy:
         """Whether a job that never ran may start, as far as memory is concerned."""
         return True
 
-    def room_now(self, job: Job, missing: int, turn: Turn) -> list[Job]:
-        """Jobs to drop so that `missing` blocks are free at once; empty if that cannot be."""
+    def room_now(self, turn: Turn) -> list[Job]:
+        """Jobs to drop, so that this turn made anew has room for the first that was blocked; empty if it must wait."""
         return []
 
     def moves(self, turn: Turn, outlook: Callable[[], Outlook]) -> Moves:
@@ -131,13 +131,14 @@ class Proactive(KvStrategy):
         first = min((job.rank for job in waiting), default=None)
         soon = 2 * self._memory.places
         candidates = list(islice(self._memory.movable_from_the_end(), CANDIDATES))
+        vacancy = Vacancy()
         for job in sorted(candidates, key=enst, reverse=True):
             if deficit <= 0 or copies <= 0:
                 break
             # Never for somebody who runs later; and for those only expected, never who runs soon.
             if (job.rank <= first) if first is not None else (self._memory.queue.ahead(job.rank) < soon):
                 continue
-            size = len(job.device_blocks)
+            size = ledger.blocks_for(job.computed)
             if size <= host_free:
                 moves.offload.append(job)
                 host_free -= size
@@ -146,7 +147,7 @@ class Proactive(KvStrategy):
                 moves.drop.append(job)  # both memories are full: only recomputing it later lets anybody go on
             else:
                 continue
-            deficit -= size
+            deficit -= vacancy.add(job)
 
 
 class Reactive(KvStrategy):
@@ -166,10 +167,11 @@ class Reactive(KvStrategy):
         neediest = turn.blocked[0]
         deficit = ledger.missing(neediest) - ledger.device.num_free - ledger.departing
         host_free = ledger.host.num_free
+        vacancy = Vacancy()
         for job in self._memory.movable_from_the_end():
             if deficit <= 0 or job.rank <= neediest.rank:
                 break
-            size = len(job.device_blocks)
+            size = ledger.blocks_for(job.computed)
             if size <= host_free:
                 moves.offload.append(job)
                 host_free -= size
@@ -177,21 +179,24 @@ class Reactive(KvStrategy):
                 moves.drop.append(job)
             else:
                 continue
-            deficit -= size
+            deficit -= vacancy.add(job)
         return moves
 
 
 class Recompute(KvStrategy):
     """Drop the KV of the last in order, and compute it again when the job's turn comes."""
 
-    def room_now(self, job: Job, missing: int, turn: Turn) -> list[Job]:
+    def room_now(self, turn: Turn) -> list[Job]:
+        if not turn.blocked:
+            return []
         victims: list[Job] = []
+        neediest, missing = turn.blocked[0], turn.shortage
+        vacancy = Vacancy()
         for victim in self._memory.movable_from_the_end():
-            if missing <= 0 or victim.rank <= job.rank:
+            if missing <= 0 or victim.rank <= neediest.rank:
                 break
-            if victim not in turn.dropped and victim not in turn.batch:
-                victims.append(victim)
-                missing -= len(victim.device_blocks)
+            victims.append(victim)
+            missing -= vacancy.add(victim)
         return victims if missing <= 0 else []
 
 

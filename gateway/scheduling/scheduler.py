@@ -5,7 +5,7 @@ the KV strategy decide which copies go beside it. Both the server and a simulato
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -78,7 +78,13 @@ class Scheduler:
         self._cost = cost
         self._policy = make_policy(config, cost)
         self.queue = JobQueue()
-        self.ledger = BlockLedger(self.queue, num_device_blocks, num_host_blocks, config.block_tokens)
+        self.ledger = BlockLedger(
+            self.queue,
+            num_device_blocks,
+            num_host_blocks,
+            config.block_tokens,
+            share_prefixes=config.prefix_cache,
+        )
         self._arrivals = ArrivalRate()
         places = config.max_batch_jobs * config.pipeline_parallel
         most_copies = int(cost.decode_s(config.max_batch_jobs) / cost.copy_s) if cost.copy_s else num_device_blocks
@@ -92,8 +98,8 @@ class Scheduler:
 
     def submit(self, job_id: int, generation: Generation, now: float) -> Job:
         job = Job(job_id, generation, arrival=now, waiting_since=now)
+        self._arrivals.arrived(self.ledger.missing(job))
         self.queue.add(job, self._policy.join(job, now))
-        self._arrivals.arrived(self.ledger.blocks_for(job.context))
         return job
 
     def abort(self, job: Job) -> None:
@@ -130,14 +136,18 @@ class Scheduler:
         for job, rank in self._policy.promotions(now, len(self.queue)):
             self.queue.rerank(job, rank)
         turn = self._walk()
-        self._drop(turn.dropped)
+        while victims := self._strategy.room_now(turn):
+            self._drop(victims)
+            turn = self._walk()
+        self._hold(turn.batch)
         uploads = [pair for job in turn.batch for pair in self._start(job, now)]
         moves = self._strategy.moves(turn, lambda: self._policy.outlook(self.queue, now))
         self._drop(moves.drop)
+        self._hold(moves.upload)
         offloads = [pair for job in moves.offload for pair in self.ledger.offload(job)]
         uploads += [pair for job in moves.upload for pair in self.ledger.upload(job)]
         moves.upload += [job for job in turn.batch if job.residence is Residence.UPLOADING]
-        if not turn.batch and not offloads and not uploads:
+        if not turn.batch and not moves.offload and not moves.upload:
             # What was just dropped made room for somebody. Ends: every round drops a job that was resident.
             return self.plan(now, epoch) if moves.drop else None
         self._seq += 1
@@ -167,6 +177,8 @@ class Scheduler:
             job.waiting_since = now
             if not job.pending:
                 outcomes.append(self._advance(job, token, said))
+            if job.finish_reason != "error":
+                self.ledger.publish(job)
             if job.finish_reason is None:
                 next_s = self._cost.prefill_s(job.pending) if job.prefills else decode_s
                 self.queue.rerank(job, self._policy.charge(job, elapsed_s, next_s, now))
@@ -190,12 +202,9 @@ class Scheduler:
         for job in merge(*self._runnable(turn)):
             if not turn.jobs_left:
                 break
-            if not job.can_run or job in turn.dropped or not (opens or job.started_at is not None):
+            if not job.can_run or not (opens or job.started_at is not None):
                 continue
-            if share := turn.share(job):
-                self._fit(job, share, turn)
-            else:
-                turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
+            self._fit(job, turn)
         return turn
 
     def _runnable(self, turn: Turn) -> list[Iterator[Job]]:
@@ -204,18 +213,15 @@ class Scheduler:
             lines.append(job for job in self.queue.away if job.residence is Residence.HOST)
         return lines
 
-    def _fit(self, job: Job, share: int, turn: Turn) -> None:
-        missing = self.ledger.missing(job)
-        if job.started_at is None and not self._strategy.may_start(job, turn):
+    def _fit(self, job: Job, turn: Turn) -> None:
+        missing = self.ledger.missing(job)  # looks up what the prefix cache has: its share is of the rest
+        share = turn.share(job)
+        if not share:
+            turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
+        elif job.started_at is None and not self._strategy.may_start(job, turn):
             turn.pass_over(job)
-            return
-        if missing > turn.blocks_left:
-            victims = self._strategy.room_now(job, missing - turn.blocks_left, turn)
-            turn.dropped += victims
-            turn.blocks_left += sum(len(victim.device_blocks) for victim in victims)
-        if missing > turn.blocks_left:
-            turn.blocked.append(job)
-            turn.pass_over(job)
+        elif missing > turn.blocks_left:
+            turn.block(job, missing)
         else:
             job.passed_over = 0
             turn.take(job, share, missing)
@@ -226,6 +232,12 @@ class Scheduler:
         slots = self._config.pipeline_parallel - self.num_in_flight
         return min(self._config.max_batch_jobs, -(-ready // slots))
 
+    def _hold(self, jobs: Iterable[Job]) -> None:
+        """First all of them: the blocks that one takes must not be those that another found."""
+        for job in jobs:
+            if not job.device_blocks:
+                self.ledger.hold(job)
+
     def _start(self, job: Job, now: float) -> list[tuple[int, int]]:
         """Put a job into the plan that is being made: give it its blocks. Returns the copies that this takes."""
         uploads: list[tuple[int, int]] = []
@@ -234,6 +246,7 @@ class Scheduler:
         self.ledger.grow(job)
         if job.started_at is None:
             job.started_at = now
+            job.counts.cached_tokens = job.computed
             self._num_started += 1
         elif job.last_seq is not None and self._seq + 1 - job.last_seq > self._config.pipeline_parallel:
             job.counts.preemptions += 1

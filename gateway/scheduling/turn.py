@@ -21,7 +21,7 @@ class Turn:
     cold_open: bool  # jobs without KV may still be taken
     batch: dict[Job, int] = field(default_factory=dict)  # the tokens that each job computes
     blocked: list[Job] = field(default_factory=list)  # would run, but for missing device blocks; in policy order
-    dropped: list[Job] = field(default_factory=list)  # lose their KV to make room in this very turn
+    shortage: int = 0  # the blocks that the first of them was short of
     _passed: int = 0
 
     def share(self, job: Job) -> int:
@@ -36,6 +36,13 @@ class Turn:
         self.tokens_left -= share
         self.prompt_tokens_left -= share if job.prefills else 0
         self.blocks_left -= blocks
+
+    def block(self, job: Job, blocks: int) -> None:
+        """`job` needs more blocks than are left."""
+        if not self.blocked:
+            self.shortage = blocks - self.blocks_left
+        self.blocked.append(job)
+        self.pass_over(job)
 
     def pass_over(self, job: Job) -> None:
         """`job` does not fit. Those behind it may, but not without bound."""

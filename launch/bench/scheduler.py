@@ -29,6 +29,10 @@ class SchedulerBench:
     """KV strategy to measure."""
     iterations: int = 2_000
     """Iterations per measurement."""
+    shared_tokens: int = 0
+    """Tokens with which all prompts begin alike."""
+    prefix_cache: bool = True
+    """Whether there is a prefix cache."""
 
     def run(self) -> int:
         results = [self._measure(waiting, crowded) for waiting in self.waiting for crowded in (False, True)]
@@ -44,13 +48,16 @@ class SchedulerBench:
 
     def _measure(self, waiting: int, crowded: bool) -> dict[str, float | int | str]:
         """crowded: the device holds about 60 contexts, so that KV moves all the time."""
-        config = Config(policy=self.policy, kv_strategy=self.kv_strategy, max_batch_jobs=16)
+        config = Config(
+            policy=self.policy, kv_strategy=self.kv_strategy, max_batch_jobs=16, prefix_cache=self.prefix_cache
+        )
         scheduler = Scheduler(config, _COST, 1_000 if crowded else 1_000_000, 4_000 if crowded else 1_000_000)
         plans, commits, ids, now = [], [], iter(range(10**9)), 0.0
         for _ in tqdm(range(self.iterations), desc=f"{waiting} waiting", leave=False):
             while scheduler.num_waiting < waiting:
                 job = next(ids)
-                generation = Generation(prompt=[1] * _PROMPTS[job % len(_PROMPTS)], max_tokens=10 + job % 200)
+                prompt = [0] * self.shared_tokens + [job + 1] * _PROMPTS[job % len(_PROMPTS)]
+                generation = Generation(prompt=prompt, max_tokens=10 + job % 200)
                 scheduler.submit(job, generation, now)
             start = time.perf_counter()
             plan = scheduler.plan(now)

@@ -25,7 +25,7 @@ class MultiLevelFeedbackQueue(Policy):
         self._sequence = count()
 
     def join(self, job: Job, now: float) -> Rank:
-        job.level = self._levels.covering(self._cost.prefill_s(job.context)) if self._skip else 0
+        job.level = self._levels.covering(self._cost.prefill_s(job.pending)) if self._skip else 0
         job.joined_level = job.level
         self._aging.watch(job, self._levels.quanta[job.level])
         return self._enter(job, self._levels.quanta[job.level])
