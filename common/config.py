@@ -9,6 +9,7 @@ import tyro
 Policy = Literal["skip-join", "mlfq", "fcfs", "static", "srpt"]
 KvStrategy = Literal["proactive", "reactive", "recompute", "defer"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+Stored = Literal["exact", "bf16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 ToolFormatName = Literal["auto", "hermes", "llama", "mistral"]
 ReasoningMode = Literal["auto", "on", "off"]
@@ -60,6 +61,9 @@ class Config:
     """Number of pipeline stages. A world needs one rank more: the gateway."""
     dtype: Dtype = "auto"
     """Type of weights and KV. auto: fp32 on a CPU, the checkpoint's own type on a GPU."""
+    weights: Stored = "exact"
+    """How a CPU keeps matrices. exact: in --dtype. bf16 and int8 (in groups of 32) round them and need less memory,
+    which is what small batches wait for; all arithmetic stays fp32."""
     device: Device = "auto"
     """Where the stages compute. auto: CUDA where every stage can have it, else the CPU."""
     threads: int | None = None

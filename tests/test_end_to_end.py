@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from gateway.generation import Generation
 from gateway.text.conversation import Conversation
 from gateway.text.text_model import TextModel, load_text_model
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# Where stages compute, and how they keep matrices.
+CPU: dict[str, Any] = {"device": "cpu", "dtype": "fp32", "weights": "exact"}
+CUDA = pytest.param({**CPU, "device": "cuda"}, marks=pytest.mark.gpu)
+on_every_device = pytest.mark.parametrize("mode", [CPU, CUDA], ids=["cpu", "cuda"])
+in_every_mode = pytest.mark.parametrize(
+    "mode", [CPU, {**CPU, "weights": "bf16"}, {**CPU, "weights": "int8"}, CUDA], ids=["cpu", "bf16", "int8", "cuda"]
+)
+Alone = Callable[[dict[str, Any]], list[Answer]]
 
 # Whatever the machine does, an iteration seems to take ten seconds and each level gives about one: jobs take turns.
 TAKING_TURNS: dict[str, Any] = {"quantum_ms": 1000, "quantum_growth": 1.001, "num_levels": 400, "aging": 0.0}
@@ -70,78 +78,86 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny: Path) -> list[Answer]:
-    """Each of the thirty jobs by itself."""
-    return run_world(thirty_jobs(300), one_by_one=True, model=str(tiny), threads=1, device="cpu")
+def alone(tiny: Path) -> Alone:
+    """Answers each of the thirty jobs by itself, on a CPU."""
+
+    @cache
+    def answers(weights: str) -> list[Answer]:
+        options = {"model": str(tiny), "threads": 1, "device": "cpu", "weights": weights}
+        return run_world(thirty_jobs(300), one_by_one=True, **options)
+
+    return lambda mode: answers(mode["weights"])
 
 
 def tokens(answers: list[Answer]) -> list[list[int]]:
     return [answer.tokens for answer in answers]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@in_every_mode
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_tokens_do_not_depend_on_other_jobs_or_stages(
-    tiny: Path, alone: list[Answer], stages: int, device: str
+    tiny: Path, alone: Alone, stages: int, mode: dict[str, Any]
 ) -> None:
-    together = run_world(
-        thirty_jobs(300), model=str(tiny), threads=1, device=device, dtype="fp32", pipeline_parallel=stages
-    )
-    assert tokens(together) == tokens(alone)
+    together = run_world(thirty_jobs(300), model=str(tiny), threads=1, **mode, pipeline_parallel=stages)
+    assert tokens(together) == tokens(alone(mode))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@in_every_mode
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("strategy", ["proactive", "reactive"])
 def test_tokens_survive_offload_of_every_job(
-    tiny: Path, alone: list[Answer], strategy: str, stages: int, device: str
+    tiny: Path, alone: Alone, strategy: str, stages: int, mode: dict[str, Any]
 ) -> None:
     crowded = run_world(
         thirty_jobs(300),
         model=str(tiny),
         threads=1,
-        device=device,
-        dtype="fp32",
+        **mode,
         kv_strategy=strategy,
         kv_host_blocks=500,
         pipeline_parallel=stages,
         clock=ten_seconds_each_time(),
         **{**CROWDED, "max_batch_jobs": 2 // stages},
     )
-    assert tokens(crowded) == tokens(alone)
+    assert tokens(crowded) == tokens(alone(mode))
     assert all(answer.trace.preemptions and answer.trace.offloaded_bytes for answer in crowded)
     assert all(answer.trace.uploaded_bytes <= answer.trace.offloaded_bytes for answer in crowded)
     assert sum(answer.trace.uploaded_bytes for answer in crowded) > 0
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_tokens_survive_recomputing_every_job(tiny: Path, alone: list[Answer], device: str) -> None:
+@in_every_mode
+def test_tokens_survive_recomputing_every_job(tiny: Path, alone: Alone, mode: dict[str, Any]) -> None:
     crowded = run_world(
         thirty_jobs(300),
         model=str(tiny),
         threads=1,
-        device=device,
-        dtype="fp32",
+        **mode,
         kv_strategy="recompute",
         clock=ten_seconds_each_time(),
         **CROWDED,
     )
-    assert tokens(crowded) == tokens(alone)
+    assert tokens(crowded) == tokens(alone(mode))
     assert all(answer.trace.recomputes for answer in crowded)
 
 
-def test_tokens_survive_deferring(tiny: Path, alone: list[Answer]) -> None:
+def test_tokens_survive_deferring(tiny: Path, alone: Alone) -> None:
     crowded = run_world(
-        thirty_jobs(300), model=str(tiny), threads=1, kv_strategy="defer", clock=ten_seconds_each_time(), **ROOMY
+        thirty_jobs(300),
+        model=str(tiny),
+        threads=1,
+        **CPU,
+        kv_strategy="defer",
+        clock=ten_seconds_each_time(),
+        **ROOMY,
     )
-    assert tokens(crowded) == tokens(alone)
+    assert tokens(crowded) == tokens(alone(CPU))
     assert sum(answer.trace.preemptions > 0 for answer in crowded) >= 5
     assert not any(answer.trace.offloaded_bytes or answer.trace.recomputes for answer in crowded)
 
 
-def test_tokens_survive_both_memories_being_full(tiny: Path, alone: list[Answer]) -> None:
-    crowded = run_world(thirty_jobs(300), model=str(tiny), threads=1, kv_host_blocks=12, **CROWDED)
-    assert tokens(crowded) == tokens(alone)
+def test_tokens_survive_both_memories_being_full(tiny: Path, alone: Alone) -> None:
+    crowded = run_world(thirty_jobs(300), model=str(tiny), threads=1, **CPU, kv_host_blocks=12, **CROWDED)
+    assert tokens(crowded) == tokens(alone(CPU))
 
 
 @pytest.fixture(scope="module")
@@ -160,20 +176,25 @@ def family(tiny: Path) -> tuple[list[Generation], list[Answer]]:
     return jobs + again, answers + run_world(again, one_by_one=True, **options)
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_every_device
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("strategy", ["proactive", "reactive", "recompute"])
 @pytest.mark.parametrize("chunk", [0, 20])
 def test_tokens_survive_sharing_kv_while_jobs_take_turns_and_it_moves(
-    tiny: Path, family: tuple[list[Generation], list[Answer]], *, chunk: int, strategy: str, stages: int, device: str
+    tiny: Path,
+    family: tuple[list[Generation], list[Answer]],
+    *,
+    chunk: int,
+    strategy: str,
+    stages: int,
+    mode: dict[str, Any],
 ) -> None:
     jobs, alone = family
     crowded = run_world(
         jobs,
         model=str(tiny),
         threads=1,
-        device=device,
-        dtype="fp32",
+        **mode,
         kv_strategy=strategy,
         kv_host_blocks=500,
         pipeline_parallel=stages,
@@ -188,18 +209,17 @@ def test_tokens_survive_sharing_kv_while_jobs_take_turns_and_it_moves(
         assert sum(answer.trace.offloaded_bytes > 0 for answer in crowded) > 10
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@on_every_device
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("strategy", ["proactive", "reactive", "recompute"])
 def test_tokens_survive_prompts_in_chunks_whose_jobs_lose_their_place_in_between(
-    tiny: Path, alone: list[Answer], strategy: str, stages: int, device: str
+    tiny: Path, alone: Alone, strategy: str, stages: int, mode: dict[str, Any]
 ) -> None:
     crowded = run_world(
         thirty_jobs(300),
         model=str(tiny),
         threads=1,
-        device=device,
-        dtype="fp32",
+        **mode,
         kv_strategy=strategy,
         kv_host_blocks=500,
         pipeline_parallel=stages,
@@ -207,7 +227,7 @@ def test_tokens_survive_prompts_in_chunks_whose_jobs_lose_their_place_in_between
         clock=ten_seconds_each_time(),
         **{**CROWDED, "max_batch_jobs": 2 // stages},
     )
-    assert tokens(crowded) == tokens(alone)
+    assert tokens(crowded) == tokens(alone(mode))
     assert sum(answer.trace.iterations > len(answer.tokens) for answer in crowded) > 10
 
 
@@ -236,8 +256,8 @@ def test_logprobs_and_what_bends_logits_do_not_depend_on_the_schedule(tiny: Path
 
 
 @pytest.mark.parametrize("policy", ["mlfq", "fcfs", "static", "srpt"])
-def test_tokens_do_not_depend_on_the_policy(tiny: Path, alone: list[Answer], policy: str) -> None:
-    assert tokens(run_world(thirty_jobs(300), model=str(tiny), threads=1, policy=policy)) == tokens(alone)
+def test_tokens_do_not_depend_on_the_policy(tiny: Path, alone: Alone, policy: str) -> None:
+    assert tokens(run_world(thirty_jobs(300), model=str(tiny), threads=1, **CPU, policy=policy)) == tokens(alone(CPU))
 
 
 # ---------------------------------------------------------------------------- the embedded model

@@ -1,10 +1,6 @@
-"""The native kernel against the plain path, how it is compiled, and what happens where it cannot be."""
+"""The native kernel against the plain path."""
 
-import logging
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +19,6 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compile
 
 LAYERS, BLOCKS = 2, 80
 LENGTHS = [1, 2, 15, 16, 17, 33, 100, 319]
-COMPILE = """
-import torch
-from fakes_worker import make_cache
-from worker.attention.native import open_kernel
-assert open_kernel(make_cache()) is not None
-"""
 
 
 def random_cache(
@@ -119,36 +109,6 @@ def test_its_threads_are_those_of_torch() -> None:
     assert len([name for name in libraries if Path(name).name.startswith(("libgomp", "libomp", "libiomp"))]) == 1
 
 
-def test_without_a_compiler_torch_does_it_and_the_log_says_why(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("PATH", "")
-    with caplog.at_level(logging.INFO):
-        assert open_kernel(random_cache()) is None
-    assert "no C compiler" in caplog.text
-
-
-def test_a_compiler_that_fails_is_quoted_in_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\necho 'no such luck' >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with caplog.at_level(logging.INFO):
-        assert open_kernel(random_cache()) is None
-    assert "no such luck" in caplog.text
-
-
 @pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 64), (torch.float32, 20)])
 def test_other_types_and_odd_heads_are_left_to_torch(dtype: torch.dtype, head_dim: int) -> None:
     assert open_kernel(random_cache(dtype=dtype, head_dim=head_dim)) is None
-
-
-def test_processes_that_compile_at_the_same_time_leave_one_library(tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": f"{root}:{root / 'tests'}"}
-    command = [sys.executable, "-c", COMPILE]
-    processes = [subprocess.Popen(command, cwd=root, env=environment) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
-    assert [path.suffix for path in (tmp_path / "skipjoin" / "kernels").iterdir()] == [".so"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from common.config import Config, ConfigError, parse_bytes
+from common.config import Config, ConfigError, Stored, parse_bytes
 from common.model_spec import ModelSpec
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,6 +53,7 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     threads: int
+    stored: Stored = "exact"  # how matrices are kept
 
     @property
     def name(self) -> str:
@@ -63,7 +64,8 @@ class Placement:
 
     @property
     def dtype_name(self) -> str:
-        return next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+        name = next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
+        return name if self.stored == "exact" else f"{name}, weights in {self.stored}"
 
 
 def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
@@ -74,7 +76,10 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Placement(device, _DTYPES[auto if config.dtype == "auto" else config.dtype], threads)
+    dtype = _DTYPES[auto if config.dtype == "auto" else config.dtype]
+    if config.weights != "exact" and (device.type, dtype) != ("cpu", torch.float32):
+        raise ConfigError(f"--weights {config.weights} is for stages that compute in fp32 on a CPU")
+    return Placement(device, dtype, threads, config.weights)
 
 
 def _device(config: Config, share: HostShare) -> torch.device:

@@ -9,6 +9,7 @@ from gguf.constants import GGMLQuantizationType as Packing
 from gguf.quants import dequantize
 from torch import Tensor
 
+from common.config import Stored
 from common.gguf_file import GgufFile, GgufTensor
 from common.model_files import ModelError
 from common.model_spec import ModelSpec
@@ -32,10 +33,13 @@ _CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c
 class GgufWeights:
     """Reads and unpacks one tensor at a time."""
 
-    def __init__(self, file: GgufFile, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, file: GgufFile, spec: ModelSpec, device: torch.device, dtype: torch.dtype, stored: Stored = "exact"
+    ) -> None:
         self._file = file
         self._spec = spec
         self.device = device
+        self.stored = stored
         self._dtype = dtype
         architecture = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == spec.architecture)
         self._names = get_tensor_name_map(architecture, spec.num_layers)

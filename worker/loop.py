@@ -44,7 +44,15 @@ class Model:
         spec = read_spec(files)
 
         def load(stage: Stage, placement: Placement, progress: ProgressCallback) -> StageModel:
-            return load_stage(files, spec, stage, device=placement.device, dtype=placement.dtype, progress=progress)
+            return load_stage(
+                files,
+                spec,
+                stage,
+                device=placement.device,
+                dtype=placement.dtype,
+                stored=placement.stored,
+                progress=progress,
+            )
 
         return cls(spec, load)
 

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from common.config import Stored
 from common.model_files import ModelError
 from worker.weights import check_shape, own
 
@@ -22,9 +23,10 @@ class _Index(msgspec.Struct):
 class SafetensorsWeights:
     """Opens only the shards that hold what is asked for."""
 
-    def __init__(self, directory: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, directory: Path, device: torch.device, dtype: torch.dtype, stored: Stored = "exact") -> None:
         self._directory = directory
         self.device = device
+        self.stored = stored
         self._dtype = dtype
         self._files: dict[str, Any] = {}  # open ones, by file name
         self._file_of = self._locate()

@@ -5,6 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from common.config import Stored
 from common.model_files import ModelError
 
 
@@ -12,6 +13,7 @@ class Weights(Protocol):
     """Names and layouts are those of the Hugging Face checkpoint, whatever the file. Only what is asked for is read."""
 
     device: torch.device
+    stored: Stored  # how matrices are to be kept
 
     def get(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor `name` in memory of its own on `device`, contiguous, in the stage's type unless `dtype` is given.

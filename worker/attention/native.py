@@ -1,33 +1,20 @@
-"""decode.c: compiled for this CPU at first use, kept in the user's cache, and called for all decoding jobs at once.
-
-Needs a C compiler that knows OpenMP. Where there is none, `open_kernel` says so in the log, and returns None.
-"""
+"""Attention by the native kernel, native/attention.c, called for all decoding jobs at once."""
 
 import ctypes
-import functools
-import hashlib
 import logging
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import platformdirs
 import torch
 from torch import Tensor
 
 from worker.inputs import Segment
 from worker.kv_cache import KvCache
+from worker.native.library import open_library
 
 logger = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("decode.c")
-_FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
-_COMPILE_TIMEOUT_S = 60.0
-_WIDTH = 8  # numbers of a vector in decode.c
+_WIDTH = 8  # numbers of a vector in attention.c
 # Numbers of keys up to which one thread is as fast as several, and keeps off cores that others use (measured).
 _ONE_THREAD = 2**15
 
@@ -100,49 +87,18 @@ class NativeDecode:
 
 
 def open_kernel(cache: KvCache) -> Kernel | None:
-    """The kernel for `cache`, or None where torch has to do: then the log says why."""
+    """The kernel for `cache`, or None where torch has to do."""
     if cache.torch_device.type != "cpu":
         return None
     if cache.dtype != torch.float32 or cache.head_dim % _WIDTH:
         logger.info("decode attention is torch's: the native one has no %s heads of %d", cache.dtype, cache.head_dim)
         return None
-    try:
-        return Kernel(_load(_compiled()), cache)
-    except subprocess.CalledProcessError as error:
-        logger.info("decode attention is torch's: %s", error.stderr.decode(errors="replace").strip() or error)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        logger.info("decode attention is torch's: %s", error)
-    return None
+    library = open_library()
+    return None if library is None else Kernel(_decode_of(library), cache)
 
 
-def _compiled() -> Path:
-    """The library for this source, compiler and CPU. Raises OSError, CalledProcessError, TimeoutExpired."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise FileNotFoundError("no C compiler (cc, gcc) to compile the native one")
-    source = _SOURCE.read_bytes()
-    # The macros name the compiler's version and all that the CPU can do: hosts that differ may share a home.
-    macros = _run([compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull])
-    key = hashlib.sha256(b"\0".join([source, " ".join(_FLAGS).encode(), macros])).hexdigest()[:16]
-    library = Path(platformdirs.user_cache_dir("skipjoin")) / "kernels" / f"{key}.so"
-    if not library.is_file():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        # Beside it and then renamed: several ranks may be at it.
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            fresh = Path(folder) / library.name
-            _run([compiler, *_FLAGS, str(_SOURCE), "-o", str(fresh)])
-            fresh.replace(library)
-    return library
-
-
-def _run(command: list[str]) -> bytes:
-    return subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S).stdout
-
-
-@functools.cache
-def _load(library: Path) -> _Decode:
-    """Its threads are torch's: the OpenMP library that it needs has the name of the one that torch has loaded."""
-    decode = ctypes.CDLL(str(library)).decode
+def _decode_of(library: ctypes.CDLL) -> _Decode:
+    decode = library.decode
     decode.restype = None
     decode.argtypes = [
         ctypes.POINTER(_Batch),

@@ -26,18 +26,18 @@ class Block:
 
     def __call__(self, x: Tensor, index: int, attention: Attention) -> Tensor:
         if self.norm_first:
-            x = x + self._attend(self.attention_norm(x), index, attention)
-            return x + self._mlp(self.mlp_norm(x))
-        x = self.attention_norm(x + self._attend(x, index, attention))
-        return self.mlp_norm(x + self._mlp(x))
+            x = self._attend(self.attention_norm(x), x, index, attention)
+            return self._mlp(self.mlp_norm(x), x)
+        x = self.attention_norm(self._attend(x, x, index, attention))
+        return self.mlp_norm(self._mlp(x, x))
 
-    def _attend(self, x: Tensor, index: int, attention: Attention) -> Tensor:
+    def _attend(self, x: Tensor, residual: Tensor, index: int, attention: Attention) -> Tensor:
         qkv = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1)  # [tokens, 3, heads, head_dim]
         q, k, v = qkv.unbind(1)
-        return self.out(attention(index, q, k, v, scale=q.shape[-1] ** -0.5, window=None))
+        return self.out(attention(index, q, k, v, scale=q.shape[-1] ** -0.5, window=None), residual)
 
-    def _mlp(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))
+    def _mlp(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)), residual)
 
 
 @dataclass(frozen=True, slots=True)

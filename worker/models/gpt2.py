@@ -1,20 +1,19 @@
 """GPT-2: OPT's block with other names, and matrices that are stored the other way round."""
 
-from torch import Tensor
-
 from common.model_spec import ModelSpec
 from common.topology import Stage
 from worker.models.block import Block, BlockStage
 from worker.models.layers import (
-    ACTIVATIONS,
     Embedding,
     Head,
     Progress,
+    Rows,
     load_ends,
     load_layer_norm,
     reported,
 )
-from worker.models.linear import Linear, linear
+from worker.models.linear import Linear
+from worker.models.load_linear import ACTIVATIONS, make_linear
 from worker.weights import Weights
 
 
@@ -27,7 +26,7 @@ def load_gpt2(spec: ModelSpec, stage: Stage, weights: Weights, progress: Progres
     )
 
 
-def _load_embedding(weights: Weights, spec: ModelSpec, tokens: Tensor) -> Embedding:
+def _load_embedding(weights: Weights, spec: ModelSpec, tokens: Rows) -> Embedding:
     positions = weights.get("transformer.wpe.weight", spec.context_length, spec.hidden_size)
     return Embedding(tokens, positions=positions)
 
@@ -50,4 +49,6 @@ def _load_block(weights: Weights, spec: ModelSpec, layer: int) -> Block:
 
 def _load_conv1d(weights: Weights, name: str, out: int, ins: int) -> Linear:
     """GPT-2's checkpoints hold their matrices as [in, out]."""
-    return linear(weights.get(f"{name}.weight", ins, out).t().contiguous(), weights.get(f"{name}.bias", out))
+    return make_linear(
+        weights, weights.get(f"{name}.weight", ins, out).t().contiguous(), weights.get(f"{name}.bias", out)
+    )

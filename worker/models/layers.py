@@ -6,30 +6,18 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.model_spec import Activation, ModelSpec
+from common.model_spec import ModelSpec
 from common.topology import Stage
-from worker.models.linear import Linear, linear
+from worker.models.linear import Linear
+from worker.models.load_linear import make_linear
+from worker.models.native_linear import NativeLinear
+from worker.models.rms_norm import RmsNorm
+from worker.models.stored_matrix import StoredMatrix
 from worker.weights import Weights
 
 Progress = Callable[[int, int], None]  # layers loaded, layers in all
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class RmsNorm:
-    """Scales every row to a mean square of one; computed in fp32 whatever the type."""
-
-    weight: Tensor  # [hidden]
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+Rows = Callable[[Tensor], Tensor]  # [tokens] ids to [tokens, hidden]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +36,14 @@ class LayerNorm:
 class Embedding:
     """The beginning of the first stage: token ids to rows, plus learned positions where a family has them."""
 
-    tokens: Tensor  # [vocab, hidden], or narrower with `project`
+    tokens: Rows  # or narrower ones with `project`
     project: Linear | None = None
     positions: Tensor | None = None  # [context + offset, hidden]
     offset: int = 0
 
     def __call__(self, ids: Tensor, positions: Tensor) -> Tensor:
         """ids, positions: [tokens]. Returns [tokens, hidden]."""
-        hidden = F.embedding(ids, self.tokens)
+        hidden = self.tokens(ids)
         if self.project is not None:
             hidden = self.project(hidden)
         if self.positions is not None:
@@ -68,7 +56,7 @@ class Head:
     """The end of the last stage: final norm, projection (OPT-350M) and logits."""
 
     vocabulary: Linear  # hidden, or narrower with `project`, to vocab
-    norm: RmsNorm | LayerNorm | None
+    norm: LayerNorm | None = None
     project: Linear | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -85,15 +73,27 @@ def load_layer_norm(weights: Weights, name: str, spec: ModelSpec) -> LayerNorm:
     return LayerNorm(weights.get(f"{name}.weight", size), weights.get(f"{name}.bias", size), spec.norm_eps)
 
 
-def load_ends(weights: Weights, spec: ModelSpec, stage: Stage, name: str) -> tuple[Tensor | None, Linear | None]:
-    """The embedding `name` and the head's product, each where the stage has a use for it; read once if tied."""
+def load_ends(
+    weights: Weights, spec: ModelSpec, stage: Stage, name: str, norm: RmsNorm | None = None
+) -> tuple[Rows | None, Linear | None]:
+    """The embedding `name` and the head's product, of rows that are normed first if there is a norm.
+
+    Each where the stage has a use for it. If they are tied one matrix serves as both, where its layout allows that.
+    """
     shape = (spec.vocab_size, spec.embedding_size or spec.hidden_size)
     embeds = stage.is_first or (stage.is_last and spec.tied_embeddings)
     embedding = weights.get(name, *shape) if embeds else None
     head = None
     if stage.is_last:
-        head = embedding if spec.tied_embeddings else weights.get("lm_head.weight", *shape)
-    return (embedding if stage.is_first else None), (None if head is None else linear(head))
+        matrix = embedding if spec.tied_embeddings else weights.get("lm_head.weight", *shape)
+        assert matrix is not None
+        head = make_linear(weights, matrix, norm=norm)
+    if not stage.is_first:
+        return None, head
+    if isinstance(head, NativeLinear) and spec.tied_embeddings:
+        return head.columns, head
+    assert embedding is not None
+    return StoredMatrix.of(embedding, weights.stored).rows, head
 
 
 def reported(layers: range, progress: Progress) -> Iterator[int]:

@@ -1,18 +1,26 @@
-"""Matrix products, nearly all of the work: a plain one, and one whose weights oneDNN has laid out for this CPU.
+"""Matrix products, nearly all of the work. In torch: a plain one, and one whose weights oneDNN has laid out.
 
-The packed product takes about half the time of the plain one where a batch is small, as it is in decoding.
+Where there are native kernels they compute instead (native_linear.py); these serve where they cannot, and are their
+reference. load_linear.py chooses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.weights import Weights
+from worker.models.rms_norm import RmsNorm
 
-Linear = Callable[[Tensor], Tensor]  # [rows, in] to [rows, out]
+
+class Linear(Protocol):
+    """A product with a matrix, together with what comes right before and after it."""
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """x: [rows, in]; add: [rows, out], added to the product. Returns [rows, out]."""
+        ...
 
 
 # oneDNN keeps code for every number of rows that it has seen, for each matrix, up to a megabyte each: gigabytes after
@@ -26,10 +34,11 @@ class PlainLinear:
     """The reference, on any device."""
 
     weight: Tensor  # [out, in]
-    bias: Tensor | None  # [out]
+    bias: Tensor | None = None  # [out]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        product = F.linear(x, self.weight, self.bias)
+        return product if add is None else add + product
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +62,18 @@ class PackedLinear:
             return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
         return weight.dtype == torch.float32
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        product = self._product_of_any_rows(x)
+        return product if add is None else add + product
+
+    def _product_of_any_rows(self, x: Tensor) -> Tensor:
         rows = len(x)
         if rows <= _EXACT_ROWS:
             return self._product(x)
         if rows <= _MOST_ROWS:
             padding = padded_rows(rows) - rows
             return self._product(F.pad(x, (0, 0, 0, padding)))[:rows] if padding else self._product(x)
-        return torch.cat([self(piece) for piece in torch.split(x, _MOST_ROWS)])
+        return torch.cat([self._product_of_any_rows(piece) for piece in torch.split(x, _MOST_ROWS)])
 
     def _product(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, "none", [], "")
@@ -75,22 +88,25 @@ def padded_rows(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """The fastest product with `weight`, [out, in], that there is for its device and type."""
-    return PackedLinear.pack(weight, bias) if PackedLinear.supports(weight) else PlainLinear(weight, bias)
+@dataclass(frozen=True, slots=True)
+class NormedLinear:
+    """A product of normed rows."""
+
+    norm: RmsNorm
+    product: Linear
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        return self.product(self.norm(x), add)
 
 
-def load_linear(weights: Weights, name: str, out: int, ins: int, *, bias: bool) -> Linear:
-    """The product with `{name}.weight`, plus `{name}.bias` if `bias`."""
-    return load_stacked(weights, [name], [out], ins, bias=bias)
+@dataclass(frozen=True, slots=True)
+class GatedLinear:
+    """What an activation of the first half of a product lets through of the second."""
 
+    product: Linear  # in to 2 * out
+    activation: Callable[[Tensor], Tensor]
 
-def load_stacked(weights: Weights, names: Sequence[str], outs: Sequence[int], ins: int, *, bias: bool) -> Linear:
-    """One product for several matrices that read the same input, stacked: it is faster than one for each."""
-    matrices = [weights.get(f"{name}.weight", out, ins) for name, out in zip(names, outs, strict=True)]
-    biases = [weights.get(f"{name}.bias", out) for name, out in zip(names, outs, strict=True)] if bias else []
-    return linear(_stack(matrices), _stack(biases) if bias else None)
-
-
-def _stack(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        gate, up = self.product(x).chunk(2, -1)
+        gated = self.activation(gate) * up
+        return gated if add is None else add + gated

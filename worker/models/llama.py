@@ -9,25 +9,25 @@ from torch import Tensor
 from common.model_spec import ModelSpec
 from common.topology import Stage
 from worker.models.layers import (
-    ACTIVATIONS,
     Embedding,
     Head,
     Progress,
-    RmsNorm,
     load_ends,
     reported,
 )
-from worker.models.linear import load_linear, load_stacked
+from worker.models.load_linear import load_gated, load_linear, load_stacked
+from worker.models.rms_norm import RmsNorm
 from worker.models.rope import Rope, Rotation, load_rope
 from worker.models.stage_model import Attention
 from worker.weights import Weights
 
 
 def load_llama(spec: ModelSpec, stage: Stage, weights: Weights, progress: Progress) -> "LlamaStage":
-    tokens, head = load_ends(weights, spec, stage, "model.embed_tokens.weight")
+    norm = _load_norm(weights, "model.norm", spec) if stage.is_last else None
+    tokens, head = load_ends(weights, spec, stage, "model.embed_tokens.weight", norm)
     return LlamaStage(
         embedding=None if tokens is None else Embedding(tokens),
-        head=None if head is None else Head(head, _load_norm(weights, "model.norm", spec)),
+        head=None if head is None else Head(head),
         rope=load_rope(spec, weights),
         layers=[_Layer(spec, layer, weights) for layer in reported(stage.layers, progress)],
     )
@@ -58,28 +58,26 @@ class _Layer:
     def __init__(self, spec: ModelSpec, layer: int, weights: Weights) -> None:
         name = f"model.layers.{layer}"
         hidden, ffn, bias = spec.hidden_size, spec.ffn_size, spec.mlp_bias
-        self._attention_norm = _load_norm(weights, f"{name}.input_layernorm", spec)
         self._attend = _Attention(spec, layer, weights)
-        self._mlp_norm = _load_norm(weights, f"{name}.post_attention_layernorm", spec)
-        parts = [f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj"]
-        self._gate_up = load_stacked(weights, parts, [ffn, ffn], hidden, bias=bias)
+        norm = _load_norm(weights, f"{name}.post_attention_layernorm", spec)
+        parts = (f"{name}.mlp.gate_proj", f"{name}.mlp.up_proj")
+        self._gated = load_gated(weights, parts, ffn, hidden, spec.activation, bias=bias, norm=norm)
         self._down = load_linear(weights, f"{name}.mlp.down_proj", hidden, ffn, bias=bias)
-        self._activation = ACTIVATIONS[spec.activation]
 
     def __call__(self, x: Tensor, index: int, rotation: Rotation, attention: Attention) -> Tensor:
-        x = x + self._attend(self._attention_norm(x), index, rotation, attention)
-        gate, up = self._gate_up(self._mlp_norm(x)).chunk(2, -1)  # [tokens, ffn] each
-        return x + self._down(self._activation(gate) * up)
+        x = self._attend(x, index, rotation, attention)
+        return self._down(self._gated(x), x)
 
 
 class _Attention:
-    """Projections, norms and rotation around the attention proper."""
+    """Norm, projections and rotation around the attention proper, and the residual."""
 
     def __init__(self, spec: ModelSpec, layer: int, weights: Weights) -> None:
         name = f"model.layers.{layer}.self_attn"
         hidden, q_size, kv_size = spec.hidden_size, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        parts = [f"{name}.{part}_proj" for part in "qkv"]
-        self._qkv = load_stacked(weights, parts, [q_size, kv_size, kv_size], hidden, bias=spec.qkv_bias)
+        norm = _load_norm(weights, f"model.layers.{layer}.input_layernorm", spec)
+        parts, outs = [f"{name}.{part}_proj" for part in "qkv"], [q_size, kv_size, kv_size]
+        self._qkv = load_stacked(weights, parts, outs, hidden, bias=spec.qkv_bias, norm=norm)
         self._out = load_linear(weights, f"{name}.o_proj", hidden, q_size, bias=spec.out_bias)
         self._qk_norm = _load_qk_norm(weights, name, spec) if spec.qk_norm else None
         self._eps = spec.norm_eps
@@ -93,7 +91,7 @@ class _Attention:
         if self._qk_norm is not None:
             qk = F.rms_norm(qk, (self._head_dim,), None, self._eps) * self._qk_norm
         q, k = rotation(qk).split_with_sizes((self._heads, self._kv_heads), 1)
-        return self._out(attention(index, q, k, v, scale=self._scale, window=self._window))
+        return self._out(attention(index, q, k, v, scale=self._scale, window=self._window), x)
 
 
 def _load_qk_norm(weights: Weights, name: str, spec: ModelSpec) -> Tensor:

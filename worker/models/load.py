@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from common.config import Stored
 from common.gguf_file import read_gguf
 from common.model_files import ModelFiles
 from common.model_spec import Family, ModelSpec
@@ -31,6 +32,7 @@ def load_stage(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    stored: Stored = "exact",
     progress: Progress,
 ) -> StageModel:
     """Read the weights of `stage`, and no others, onto `device`.
@@ -38,10 +40,12 @@ def load_stage(
     `progress` is called with the number of layers loaded and of layers in the stage. Raises ModelError naming the
     tensor that is missing or does not fit.
     """
-    return _FAMILIES[spec.family](spec, stage, _open_weights(files, spec, device, dtype), progress)
+    return _FAMILIES[spec.family](spec, stage, _open_weights(files, spec, device, dtype, stored), progress)
 
 
-def _open_weights(files: ModelFiles, spec: ModelSpec, device: torch.device, dtype: torch.dtype) -> Weights:
+def _open_weights(
+    files: ModelFiles, spec: ModelSpec, device: torch.device, dtype: torch.dtype, stored: Stored
+) -> Weights:
     if files.format == "gguf":
-        return GgufWeights(read_gguf(files.path), spec, device, dtype)
-    return SafetensorsWeights(files.path, device, dtype)
+        return GgufWeights(read_gguf(files.path), spec, device, dtype, stored)
+    return SafetensorsWeights(files.path, device, dtype, stored)

@@ -1,20 +1,19 @@
 """OPT, with the two ways in which its 350M member differs: norms after the residual, and a narrower embedding."""
 
-from torch import Tensor
-
 from common.model_spec import ModelSpec
 from common.topology import Stage
 from worker.models.block import Block, BlockStage
 from worker.models.layers import (
-    ACTIVATIONS,
     Embedding,
     Head,
     Progress,
+    Rows,
     load_ends,
     load_layer_norm,
     reported,
 )
-from worker.models.linear import Linear, load_linear, load_stacked
+from worker.models.linear import Linear
+from worker.models.load_linear import ACTIVATIONS, load_linear, load_stacked
 from worker.weights import Weights
 
 _PREFIX = "model.decoder"
@@ -30,7 +29,7 @@ def load_opt(spec: ModelSpec, stage: Stage, weights: Weights, progress: Progress
     )
 
 
-def _load_embedding(weights: Weights, spec: ModelSpec, tokens: Tensor) -> Embedding:
+def _load_embedding(weights: Weights, spec: ModelSpec, tokens: Rows) -> Embedding:
     rows = spec.context_length + _POSITION_OFFSET
     positions = weights.get(f"{_PREFIX}.embed_positions.weight", rows, spec.hidden_size)
     project = None

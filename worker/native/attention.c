@@ -1,5 +1,5 @@
 // Attention from one token per job, straight from the blocks of the paged pool: nothing is gathered or padded.
-// For fp32 on a CPU; worker/attention/paged.py has the same in torch. Compiled and called by native.py, which holds
+// For fp32 on a CPU; worker/attention/paged.py has the same in torch. Called by worker/attention/native.py, which holds
 // the same two structs. Only slots that a job sees are read, so what lies in others is of no consequence, and what
 // a job gets does not depend on the other jobs of the batch.
 #include <math.h>

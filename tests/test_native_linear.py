@@ -1,0 +1,112 @@
+"""The native products against the plain ones, and the promise about bits."""
+
+import shutil
+
+import pytest
+import torch
+
+from common.config import Stored
+from worker.models.linear import GatedLinear, Linear, NormedLinear, PlainLinear
+from worker.models.native_linear import NativeLinear
+from worker.models.rms_norm import RmsNorm
+from worker.models.stored_matrix import StoredMatrix
+from worker.native.library import open_library
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+STORED = ["exact", "bf16", "int8"]
+ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 16, 100, 300]
+SHAPES = [(1, 1), (5, 3), (16, 32), (40, 33), (100, 64), (300, 700)]  # out, in
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def pack(matrix: StoredMatrix, bias: torch.Tensor | None = None, **options: object) -> NativeLinear:
+    library = open_library()
+    assert library is not None
+    return NativeLinear.pack(library, matrix, bias, **options)
+
+
+def matrix_of(out: int, ins: int, stored: Stored) -> StoredMatrix:
+    return StoredMatrix.of(torch.randn(out, ins, generator=torch.Generator().manual_seed(1)), stored)
+
+
+def assert_close(product: Linear, expected: Linear, x: torch.Tensor, add: torch.Tensor | None = None) -> None:
+    torch.testing.assert_close(product(x, add), expected(x, add), rtol=1e-5, atol=5e-4)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("out", "ins"), SHAPES)
+def test_it_equals_the_plain_product(out: int, ins: int, stored: Stored) -> None:
+    matrix, bias, norm = matrix_of(out, ins, stored), torch.randn(out), RmsNorm(torch.rand(ins), 1e-5)
+    plain, with_bias = PlainLinear(matrix.unpacked()), PlainLinear(matrix.unpacked(), bias)
+    for rows in ROWS:
+        x, add = torch.randn(rows, ins), torch.randn(rows, out)
+        assert_close(pack(matrix), plain, x)
+        assert_close(pack(matrix, bias), with_bias, x, add)
+        assert_close(pack(matrix, bias, norm=norm), NormedLinear(norm, with_bias), x, add)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("out", [1, 8, 20, 100])
+def test_a_gated_product_equals_the_plain_one(out: int, stored: Stored) -> None:
+    matrix, bias = matrix_of(2 * out, 40, stored), torch.randn(2 * out)
+    gated = GatedLinear(PlainLinear(matrix.unpacked(), bias), torch.nn.functional.silu)
+    for rows in ROWS:
+        assert_close(pack(matrix, bias, gated=True), gated, torch.randn(rows, 40))
+
+
+def test_a_gate_that_is_very_open_or_shut_is_neither_nan_nor_infinite() -> None:
+    product = pack(StoredMatrix(torch.tensor([[1.0], [1.0]])), gated=True)
+    x = torch.tensor([[-3e4], [-200.0], [-0.0], [200.0], [1e4]])
+    expected = GatedLinear(PlainLinear(torch.ones(2, 1)), torch.nn.functional.silu)(x)
+    torch.testing.assert_close(product(x), expected, rtol=1e-5, atol=1e-25)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize(("out", "ins"), SHAPES)
+def test_a_rows_numbers_are_the_same_bits_in_any_batch(out: int, ins: int, stored: Stored) -> None:
+    product = pack(matrix_of(out, ins, stored), torch.randn(out), norm=RmsNorm(torch.rand(ins), 1e-5))
+    x = torch.randn(max(ROWS), ins)
+    together = product(x)
+    assert torch.equal(torch.cat([product(row[None]) for row in x]), together)
+    for rows in ROWS:
+        assert torch.equal(product(x[-rows:]), together[-rows:])
+
+
+@pytest.mark.parametrize("stored", ["bf16", "int8"])
+def test_a_stored_matrix_multiplies_like_its_fp32_numbers_to_the_bit(stored: Stored) -> None:
+    matrix = matrix_of(100, 70, stored)
+    for rows in ROWS:
+        x = torch.randn(rows, 70)
+        assert torch.equal(pack(matrix)(x), pack(StoredMatrix(matrix.unpacked()))(x))
+
+
+def test_the_number_of_threads_does_not_change_a_bit() -> None:
+    matrix, x = matrix_of(300, 700, "int8"), torch.randn(50, 700)
+    before = torch.get_num_threads()
+    products = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        products.append(pack(matrix, norm=RmsNorm(torch.ones(700), 1e-5))(x))
+    torch.set_num_threads(before)
+    assert torch.equal(*products)
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_columns_are_rows_of_the_matrix(stored: Stored) -> None:
+    matrix = matrix_of(100, 70, stored)
+    ids = torch.tensor([0, 99, 5, 5, 16, 15])
+    assert torch.equal(pack(matrix).columns(ids), matrix.unpacked()[ids])
+
+
+def test_nan_stays_in_its_row() -> None:
+    product, x = pack(matrix_of(20, 40, "exact")), torch.randn(9, 40)
+    expected = product(x)
+    x[4, 7] = torch.nan
+    assert product(x)[4].isnan().all()
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(product(x)[others], expected[others])

@@ -1,0 +1,39 @@
+"""How far a matrix is from what it was, and which type it is kept in."""
+
+import pytest
+import torch
+
+from worker.models.stored_matrix import GROUP, StoredMatrix
+
+
+def test_an_exact_matrix_is_the_matrix() -> None:
+    weight = torch.randn(4, 40)
+    assert StoredMatrix.of(weight, "exact").unpacked() is weight
+
+
+def test_bf16_keeps_eight_bits_of_every_number() -> None:
+    weight = torch.randn(4, 40)
+    stored = StoredMatrix.of(weight, "bf16")
+    assert stored.values.dtype == torch.bfloat16
+    torch.testing.assert_close(stored.unpacked(), weight, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("ins", [1, 31, 32, 33, 100])
+def test_int8_is_off_by_half_a_step_of_its_group_at_most(ins: int) -> None:
+    weight = torch.randn(6, ins) * torch.logspace(-3, 3, ins)
+    stored = StoredMatrix.of(weight, "int8")
+    assert stored.values.dtype == torch.int8
+    for first in range(0, ins, GROUP):
+        group = weight[:, first : first + GROUP]
+        step = group.abs().amax(1, keepdim=True) / 127
+        assert ((stored.unpacked()[:, first : first + GROUP] - group).abs() <= 0.5001 * step).all()
+
+
+def test_a_group_of_zeros_stays_zero() -> None:
+    assert torch.equal(StoredMatrix.of(torch.zeros(2, GROUP), "int8").unpacked(), torch.zeros(2, GROUP))
+
+
+@pytest.mark.parametrize("stored", ["exact", "bf16", "int8"])
+def test_rows_are_those_of_the_unpacked_matrix(stored: str) -> None:
+    matrix = StoredMatrix.of(torch.randn(9, 40), stored)
+    assert torch.equal(matrix.rows(torch.tensor([8, 0, 8])), matrix.unpacked()[[8, 0, 8]])

@@ -1,0 +1,109 @@
+"""Products by the native kernel, native/linear.c: its layout of a matrix, and calling it.
+
+A row's product has the same bits in any batch. int8 and bf16 are only how the matrix is stored: the product is that
+with the fp32 matrix of the rounded numbers, to the bit.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worker.models.rms_norm import RmsNorm
+from worker.models.stored_matrix import GROUP, StoredMatrix
+
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (
+        ("ins", ctypes.c_int64),
+        ("outs", ctypes.c_int64),
+        ("type", ctypes.c_int64),
+        ("gated", ctypes.c_int64),
+        ("threads", ctypes.c_int64),
+        ("matrix", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
+        ("epsilon", ctypes.c_float),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLinear:
+    """[norm,] product [, bias] [, gate] [, add] in one call."""
+
+    _multiply: Callable[..., None]
+    _columns: Callable[..., None]
+    _parameters: _Linear
+    _address: int
+    _owners: tuple[Tensor | None, ...]  # of the memory that the parameters point to
+
+    @classmethod
+    def pack(
+        cls,
+        library: ctypes.CDLL,
+        matrix: StoredMatrix,
+        bias: Tensor | None = None,
+        *,
+        norm: RmsNorm | None = None,
+        gated: bool = False,
+    ) -> "NativeLinear":
+        """matrix: [out, in]; gated: [2 * out, in], the gates first, whose activation is SiLU. bias: fp32 [rows]."""
+        assert library.linear_group() == GROUP
+        width = library.linear_width()
+
+        def panels(rows: Tensor) -> Tensor:
+            return _gated_panels(rows, width) if gated else _panels(rows, 2 * width)
+
+        values = panels(matrix.values)
+        scales = None if matrix.scales is None else panels(matrix.scales)
+        biases = None if bias is None else panels(bias[:, None])
+        parameters = _Linear(
+            ins=matrix.values.shape[1],
+            outs=len(matrix.values) // (2 if gated else 1),
+            type=_TYPES[values.dtype],
+            gated=gated,
+            threads=torch.get_num_threads(),
+            matrix=values.data_ptr(),
+            scales=None if scales is None else scales.data_ptr(),
+            bias=None if biases is None else biases.data_ptr(),
+            norm=None if norm is None else norm.weight.data_ptr(),
+            epsilon=0.0 if norm is None else norm.eps,
+        )
+        owners = (values, scales, biases, None if norm is None else norm.weight)
+        return cls(*_functions(library), parameters, ctypes.addressof(parameters), owners)
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        rows, out = x.contiguous(), x.new_empty(len(x), self._parameters.outs)
+        self._multiply(self._address, rows.data_ptr(), len(x), None if add is None else add.data_ptr(), out.data_ptr())
+        return out
+
+    def columns(self, ids: Tensor) -> Tensor:
+        """The matrix's rows `ids`, [count], unpacked: an embedding that is the head's matrix needs no other copy."""
+        out = torch.empty(len(ids), self._parameters.ins)
+        self._columns(self._address, ids.data_ptr(), len(ids), out.data_ptr())
+        return out
+
+
+def _functions(library: ctypes.CDLL) -> tuple[Callable[..., None], Callable[..., None]]:
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    library.linear.argtypes, library.linear.restype = (pointer, pointer, number, pointer, pointer), None
+    library.linear_columns.argtypes, library.linear_columns.restype = (pointer, pointer, number, pointer), None
+    return library.linear, library.linear_columns
+
+
+def _panels(rows: Tensor, width: int) -> Tensor:
+    """[out, n] as [panels, n, width], padded with zeros."""
+    padded = F.pad(rows, (0, 0, 0, -len(rows) % width))
+    return padded.view(-1, width, rows.shape[1]).transpose(1, 2).contiguous()
+
+
+def _gated_panels(rows: Tensor, width: int) -> Tensor:
+    """[2 * out, n] as [panels, n, 2 * width]: in every panel `width` gates, then as many that they gate."""
+    halves = [_panels(half, width) for half in rows.chunk(2)]
+    return torch.cat(halves, 2)

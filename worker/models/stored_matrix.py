@@ -1,0 +1,48 @@
+"""A matrix as it is kept in memory: exact, or smaller and rounded."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.config import Stored
+
+GROUP = 32  # inputs that share a scale in int8
+_LARGEST = 127
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """Numbers, and in int8 what they are multiplied by."""
+
+    values: Tensor  # [out, in]; exact ones have the matrix's own type
+    scales: Tensor | None = None  # int8: fp32 [out, groups of in]
+    dtype: torch.dtype = torch.float  # of the matrix
+
+    @classmethod
+    def of(cls, weight: Tensor, stored: Stored) -> "StoredMatrix":
+        """weight: [out, in]."""
+        if stored == "int8":
+            return cls._rounded(weight)
+        return cls(weight.bfloat16() if stored == "bf16" else weight, dtype=weight.dtype)
+
+    @classmethod
+    def _rounded(cls, weight: Tensor) -> "StoredMatrix":
+        """Every group's largest number becomes 127 or -127."""
+        out, ins = weight.shape
+        grouped = F.pad(weight.float(), (0, -ins % GROUP)).view(out, -1, GROUP)
+        scales = grouped.abs().amax(2) / _LARGEST
+        values = (grouped / scales.clamp(min=torch.finfo(torch.float).tiny)[..., None]).round().to(torch.int8)
+        return cls(values.view(out, -1)[:, :ins], scales, weight.dtype)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """What the rows `ids`, [count], stand for."""
+        return StoredMatrix(self.values[ids], None if self.scales is None else self.scales[ids], self.dtype).unpacked()
+
+    def unpacked(self) -> Tensor:
+        """The numbers that it stands for: [out, in]."""
+        if self.scales is None:
+            return self.values.to(self.dtype)
+        scales = self.scales.repeat_interleave(GROUP, 1)[:, : self.values.shape[1]]
+        return (self.values * scales).to(self.dtype)

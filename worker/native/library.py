@@ -1,0 +1,62 @@
+"""The kernels as one library: compiled for this CPU at first use, kept in the user's cache. Knows no kernel by name.
+
+Needs a C compiler that knows OpenMP. Where there is none the log says so, and torch computes.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+logger = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent
+_FLAGS = ["-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC"]
+_COMPILE_TIMEOUT_S = 60.0
+
+
+@functools.cache
+def open_library() -> ctypes.CDLL | None:
+    """The kernels, or None where they cannot be compiled.
+
+    Their threads are torch's: the OpenMP library that they need has the name of the one that torch has loaded.
+    """
+    try:
+        return ctypes.CDLL(str(_compiled()))
+    except subprocess.CalledProcessError as error:
+        logger.warning("no native kernels, torch computes: %s", error.stderr.decode(errors="replace").strip() or error)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.warning("no native kernels, torch computes: %s", error)
+    return None
+
+
+def _compiled() -> Path:
+    """The library for these sources, compiler and CPU. Raises OSError, CalledProcessError, TimeoutExpired."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise FileNotFoundError("there is no C compiler (cc, gcc)")
+    sources = sorted(_FOLDER.glob("*.c"))
+    texts = [path.read_bytes() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
+    # The macros name the compiler's version and all that the CPU can do: hosts that differ may share a home.
+    macros = _run([compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull])
+    key = hashlib.sha256(b"\0".join([*texts, " ".join(_FLAGS).encode(), macros])).hexdigest()[:16]
+    library = Path(platformdirs.user_cache_dir("skipjoin")) / "kernels" / f"{key}.so"
+    if not library.is_file():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it and then renamed: several ranks may be at it.
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            fresh = Path(folder) / library.name
+            _run([compiler, *_FLAGS, *map(str, sources), "-o", str(fresh)])
+            fresh.replace(library)
+    return library
+
+
+def _run(command: list[str]) -> bytes:
+    return subprocess.run(command, capture_output=True, check=True, timeout=_COMPILE_TIMEOUT_S).stdout

@@ -1,0 +1,65 @@
+// Vectors of fp32 numbers, as wide as this CPU has them, and what all kernels do with them.
+#ifndef SKIPJOIN_VECTORS_H
+#define SKIPJOIN_VECTORS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+enum { WIDTH = 16 };
+#else
+enum { WIDTH = 8 };
+#endif
+typedef float Vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+typedef int8_t Bytes __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLLED _Pragma("GCC unroll 32")
+
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t ratio_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+INLINE Vec chosen(Ints mask, Vec yes, Vec no) { return (Vec)((mask & (Ints)yes) | (~mask & (Ints)no)); }
+INLINE Vec larger(Vec a, Vec b) { return chosen(a < b, b, a); }  // a where it is no number
+
+INLINE Vec from_floats(const float *x) { return *(const Vec *)x; }
+INLINE Vec from_halves(const uint16_t *x) {  // bf16 is the upper half of fp32
+    return (Vec)(__builtin_convertvector(*(const Halves *)x, Ints) << 16);
+}
+INLINE Vec from_bytes(const int8_t *x) {  // gcc 12 makes ten times as many instructions of convertvector
+#if defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)x)));
+#elif defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)x)));
+#else
+    return __builtin_convertvector(*(const Bytes *)x, Vec);
+#endif
+}
+
+INLINE float total(Vec x) {
+    float sum = 0.0f;
+    UNROLLED for (int i = 0; i < WIDTH; i++) sum += x[i];
+    return sum;
+}
+
+// e^x for x <= 0 within 2e-7, and at least e^-87: 2^n * e^r with |r| < 0.35.
+INLINE Vec exponential(Vec x) {
+    x = larger(x, (Vec){0} - 87.0f);
+    const Vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: rounds to an integer
+    const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Vec y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    return y * (Vec)((__builtin_convertvector(n, Ints) + 127) << 23);
+}
+
+#endif
