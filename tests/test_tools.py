@@ -59,6 +59,12 @@ def test_calls_are_parallel_unless_the_client_says_otherwise() -> None:
     assert [use(parallel_tool_calls=said).one_call for said in (None, True, False)] == [False, False, True]
 
 
+@pytest.mark.parametrize("choice", ["required", named("f"), allowed("required", "f")])
+def test_one_call_that_must_come_is_enough_unless_the_client_says_otherwise(choice: Any) -> None:
+    said = (None, True, False)
+    assert [use(tool_choice=choice, parallel_tool_calls=one).one_call for one in said] == [True, False, True]
+
+
 @pytest.mark.parametrize("tools", [None, []])
 @pytest.mark.parametrize("choice", [None, "auto", "none"])
 def test_without_tools_nothing_is_called(tools: Any, choice: Any) -> None:

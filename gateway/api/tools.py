@@ -75,13 +75,16 @@ NO_TOOLS = ToolUse([], must_call=False, one_call=False)
 
 
 def tool_use(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool | None) -> ToolUse:
-    """Raises ApiError for tools and choices that make no sense."""
+    """Raises ApiError for tools and choices that make no sense.
+
+    Where a call must come, one is enough unless the client says that there may be more: a small model that has to call
+    does not stop by itself.
+    """
     functions = _functions(tools or [])
     if not functions:
         if choice not in (None, "none", "auto"):
             raise invalid_value("tool_choice asks for a call, but there are no tools", "tool_choice")
         return NO_TOOLS
-    one_call = parallel is False
     match choice:
         case "none":
             return NO_TOOLS
@@ -89,12 +92,12 @@ def tool_use(tools: list[Tool] | None, choice: ToolChoice | None, parallel: bool
             must_call = choice == "required"
         case FunctionChoice(named):
             functions = _chosen(functions, [named.name], "tool_choice.function.name")
-            must_call = one_call = True
+            must_call = True
         case AllowedToolsChoice(allowed):
             names = [tool.function.name for tool in allowed.tools]
             functions = _chosen(functions, names, "tool_choice.allowed_tools.tools")
             must_call = allowed.mode == "required"
-    return ToolUse(functions, must_call, one_call)
+    return ToolUse(functions, must_call, one_call=not parallel if must_call else parallel is False)
 
 
 def _functions(tools: list[Tool]) -> list[Function]:
