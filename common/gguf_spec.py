@@ -15,7 +15,7 @@ _WEIGHT_TYPES: dict[GGMLQuantizationType, WeightType] = {
     GGMLQuantizationType.F32: "fp32",
     GGMLQuantizationType.F16: "fp16",
 }
-_EOS_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+_EOS_KEYS = tuple(f"tokenizer.ggml.{end}_token_id" for end in ("eos", "eot", "eom"))  # of sequence, turn, message
 _EMBEDDING = "token_embd.weight"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from fakes_gateway import NAME, TEMPLATE, FakeEngine, byte_text_model, client_of
@@ -166,6 +167,20 @@ def test_what_cannot_be_held_to_is_the_clients_mistake(client: openai.OpenAI, fi
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=NAME, messages=HI, tool_choice="required", **fields)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("kind", ["tools", "response_format"])
+def test_schemas_of_any_depth_are_the_clients_mistake_at_most(client: openai.OpenAI, kind: str) -> None:
+    statuses = set()
+    for depth in range(440, 500):  # about as deep as can be decoded
+        schema = '{"properties": {"a": ' * depth + "{}" + "}}" * depth
+        tools = f'"tools": [{{"type": "function", "function": {{"name": "f", "parameters": {schema}}}}}]'
+        structure = f'"response_format": {{"type": "json_schema", "json_schema": {{"schema": {schema}}}}}'
+        fields = f'{tools}, "tool_choice": "required"' if kind == "tools" else structure
+        body = f'{{"messages": [{{"role": "user", "content": "hi"}}], {fields}}}'
+        url, headers = f"{client.base_url}chat/completions", {"content-type": "application/json"}
+        statuses.add(httpx2.post(url, content=body, headers=headers).status_code)
+    assert statuses == {400}
 
 
 def test_parameters_are_those_of_an_object(client: openai.OpenAI) -> None:

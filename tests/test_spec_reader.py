@@ -221,7 +221,8 @@ EMBEDDING = {"token_embd.weight": (100, 32)}
 
 
 def test_a_llama_gguf_is_read_from_metadata_and_tensor_names(tmp_path: Path) -> None:
-    fields = GGUF | RMS | {".tokenizer.ggml.eos_token_id": 7, ".tokenizer.ggml.eot_token_id": 9}
+    ends = {"eos": 7, "eot": 9, "eom": 11}
+    fields = GGUF | RMS | {f".tokenizer.ggml.{end}_token_id": token for end, token in ends.items()}
     spec = read_spec(gguf(tmp_path, "llama", fields, EMBEDDING))
     assert dataclasses.replace(spec, norm_eps=1e-5) == ModelSpec(
         family="llama",
@@ -238,7 +239,7 @@ def test_a_llama_gguf_is_read_from_metadata_and_tensor_names(tmp_path: Path) -> 
         activation="silu",
         norm_eps=1e-5,
         tied_embeddings=True,
-        eos_token_ids=(7, 9),
+        eos_token_ids=(7, 9, 11),
         bos_token_id=None,
         rope_theta=5e5,
     )

@@ -24,7 +24,10 @@ async def chat_grammar(service: Service, body: ChatRequest, use: ToolUse, form: 
     2. Else structured content comes, or calls, if there may be any.
     3. Else text comes, and the calls in it are held to the schemas of strict functions.
     """
-    wish = _wish(service, body, use, form)
+    try:
+        wish = _wish(service, body, use, form)
+    except RecursionError:  # as for any schema: decoded higher up the stack, and too deep to be encoded here
+        raise invalid_value("tools are nested too deeply", "tools") from None
     return None if wish is None else await compiled(service, body, wish)
 
 

@@ -80,5 +80,8 @@ def _wishes(asked: StructuredOutputs, prefix: str) -> list[Wish]:
 
 
 def _schema_source(schema: JsonSchema | str) -> GrammarSource:
-    text = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
+    try:
+        text = schema if isinstance(schema, str) else msgspec.json.encode(schema).decode()
+    except RecursionError:  # what could just be decoded may be too deep to be encoded, further down the stack
+        raise invalid_value("the schema is nested too deeply", None) from None
     return GrammarSource("json_schema", text)
