@@ -44,6 +44,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     sampling: Sampling | None  # None: no token is wanted (all but the last chunk of a prompt)
     shaping: Shaping | None = None
     logprobs: int | None = None  # how many of the most likely tokens to name beside the drawn one; None: no logprobs
+    scored: list[int] = []  # what really follows each of `tokens`, where that is to have logprobs too
 
 
 class Plan(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -108,7 +109,7 @@ class Up(msgspec.Struct, frozen=True, array_like=True, tag=True):
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):
     """Natural logarithms of probabilities as the model gave them, before anything bends its logits."""
 
-    drawn: float  # of the token that was drawn
+    drawn: float  # of the token that was drawn, or that really follows
     top: list[tuple[int, float]]  # (token id, logprob) of the most likely ones, best first
 
 
@@ -120,6 +121,7 @@ class Result(msgspec.Struct, frozen=True, array_like=True, tag=True):
     stalled_s: float  # seconds in which the last stage waited for copies before or after computing
     compute_s: float  # seconds from the last stage's start of this iteration to its end
     logprobs: list[Logprobs | None] = []  # per entry; empty when no entry wanted any
+    scores: list[list[Logprobs]] = []  # per entry, of its `scored`; empty when no entry has any
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from common.channel import Channel
 from common.config import Config
@@ -292,11 +292,17 @@ class JobEngine:
     def _chunk(self, outcome: Outcome, now: float) -> Chunk:
         tokens = () if outcome.token is None else (outcome.token,)
         logprobs = () if outcome.logprobs is None else (outcome.logprobs,)
-        cached_tokens = outcome.job.counts.cached_tokens
+        prompt_logprobs = tuple(outcome.job.prompt_logprobs) if len(outcome.job.output) <= 1 else ()
+        chunk = Chunk(
+            tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            cached_tokens=outcome.job.counts.cached_tokens,
+        )
         if outcome.finish_reason is None:
-            return Chunk(tokens, logprobs=logprobs, cached_tokens=cached_tokens)
+            return chunk
         error = why_no_token(outcome.job.generation) if outcome.finish_reason == "error" else None
-        return Chunk(tokens, outcome.finish_reason, error, self._trace(outcome.job, now), logprobs, cached_tokens)
+        return replace(chunk, finish_reason=outcome.finish_reason, error=error, trace=self._trace(outcome.job, now))
 
     def _trace(self, job: Job, now: float) -> SchedulingTrace:
         assert self.cluster is not None

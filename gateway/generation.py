@@ -57,6 +57,7 @@ class Generation:
     bad_words: tuple[tuple[int, ...], ...] = ()  # runs of tokens that must not come
     constraint: Constraint | None = None
     logprobs: int | None = None  # how many of the most likely tokens to name; None: no logprobs at all
+    prompt_logprobs: bool = False  # with logprobs: of the prompt's tokens as well
     cache_salt: str = ""  # KV is shared among jobs of the same salt only
 
 
@@ -88,6 +89,7 @@ class Chunk:
     error: str | None = None  # for the client, with finish_reason "error"
     trace: SchedulingTrace | None = None  # with finish_reason
     logprobs: tuple[Logprobs, ...] = ()  # one per token, where they were asked for
+    prompt_logprobs: tuple[Logprobs, ...] = ()  # of all but its first token; with the first chunk, if asked for
     cached_tokens: int = 0  # of the job's prompt, whose KV was in the prefix cache; in every chunk
 
 

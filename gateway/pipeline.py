@@ -70,11 +70,11 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------ iterations
 
     def send(self, plan: Plan) -> None:
-        """Only the last stage draws tokens: the others are spared what bends logits, which can be long."""
+        """Only the last stage has logits: the others are spared what is done with them, which can be long."""
         *others, last = self.stages
         payload = encode(plan)
         if others:
-            lean = _without_shaping(plan)
+            lean = _lean(plan)
             self._channel.send(others, payload if lean is plan else encode(lean))
         self._channel.send([last], payload)
 
@@ -141,8 +141,8 @@ def agree_on_pools(offers: list[Ready], device_blocks: int | None, host_blocks: 
     return Pools(device_blocks, host_blocks, sum(offer.block_bytes for offer in offers))
 
 
-def _without_shaping(plan: Plan) -> Plan:
-    """The same plan if no entry has any."""
-    if all(entry.shaping is None for entry in plan.entries):
+def _lean(plan: Plan) -> Plan:
+    """Without what only the last stage reads; the same plan if there is nothing of that."""
+    if all(entry.shaping is None and not entry.scored for entry in plan.entries):
         return plan
-    return replace(plan, entries=[replace(entry, shaping=None) for entry in plan.entries])
+    return replace(plan, entries=[replace(entry, shaping=None, scored=[]) for entry in plan.entries])

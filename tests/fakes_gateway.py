@@ -71,15 +71,19 @@ class FakeStream:
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         tokens, reason = self._outcome()
+        prompt = tuple(said for token in self.job.prompt[1:] for said in self._logprobs(token))
+        prompt_logprobs = prompt if self.job.prompt_logprobs else ()
         for token in tokens[:-1]:
             await self._engine.pass_gate()
-            yield Chunk((token,), logprobs=self._logprobs(token))
+            yield Chunk((token,), logprobs=self._logprobs(token), prompt_logprobs=prompt_logprobs)
+            prompt_logprobs = ()
         await self._engine.pass_gate()
         if self._engine.fails:
             yield Chunk((), "error", "A worker was lost.")
             return
         logprobs = self._logprobs(tokens[-1]) if tokens else ()
-        yield Chunk(tuple(tokens[-1:]), reason, trace=trace(joined_level=self._number), logprobs=logprobs)
+        end = trace(joined_level=self._number)
+        yield Chunk(tuple(tokens[-1:]), reason, None, end, logprobs, prompt_logprobs)
 
     def _logprobs(self, token: int) -> tuple[Logprobs, ...]:
         """Those of a made-up model that thinks token 120, `x`, likeliest, and the smaller ones likelier."""

@@ -154,10 +154,21 @@ def test_an_echo_is_the_prompt_before_the_text(prompt: Any) -> None:
     assert streamed == ["ab", "!", "?", ""]
 
 
-def test_an_echo_with_logprobs_is_refused_by_name() -> None:
-    with client_of() as client, pytest.raises(openai.BadRequestError) as caught:
-        client.completions.create(model=NAME, prompt="x", echo=True, logprobs=1)
-    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "logprobs")
+def test_an_echo_has_logprobs_of_the_prompt_as_well() -> None:
+    with client_of(FakeEngine("!")) as client:
+        plain = client.completions.create(model=NAME, prompt="xé", echo=True, logprobs=1)
+        stream = list(client.completions.create(model=NAME, prompt="xé", echo=True, logprobs=1, stream=True))
+    [choice] = plain.choices
+    said = choice.logprobs
+    assert said is not None
+    assert (choice.text, said.tokens) == ("xé!", ["x", "bytes:\\xc3", "bytes:\\xa9", "!"])
+    assert said.text_offset == [0, 1, 1, 2]
+    assert said.token_logprobs == [None, -195, -169, -33]
+    assert said.top_logprobs is not None
+    assert said.top_logprobs[0] is None
+    streamed = [chunk.choices[0].logprobs for chunk in stream]
+    assert [token for some in streamed if some for token in some.tokens or []] == said.tokens
+    assert "".join(chunk.choices[0].text for chunk in stream) == choice.text
 
 
 def test_the_best_of_several_are_the_likeliest_by_the_mean_of_their_tokens() -> None:

@@ -236,6 +236,7 @@ def test_logprobs_and_what_bends_logits_do_not_depend_on_the_schedule(tiny: Path
         replace(
             job,
             logprobs=index % 4,
+            prompt_logprobs=index % 2 == 0,
             logit_bias=((3, 2.0), (4, -100.0)),
             bad_words=((5, 6), (7,)),
             constraint=AllowedTokens(range(0, 200), 300) if index % 3 else None,
@@ -244,12 +245,17 @@ def test_logprobs_and_what_bends_logits_do_not_depend_on_the_schedule(tiny: Path
     ]
     options: dict[str, Any] = {"model": str(tiny), "threads": 1, "device": "cpu"}
     alone = run_world(jobs, one_by_one=True, **options)
+    options["max_batch_tokens"] = 20  # prompts come in chunks
     crowded = run_world(jobs, kv_host_blocks=500, clock=ten_seconds_each_time(), **CROWDED, **options)
     assert tokens(crowded) == tokens(alone)
     for answer, other in zip(crowded, alone, strict=True):
         assert [len(said.top) for said in answer.logprobs] == [len(said.top) for said in other.logprobs]
         drawn = [said.drawn for said in other.logprobs]
         assert [said.drawn for said in answer.logprobs] == pytest.approx(drawn, abs=1e-4)
+        scores = [said.drawn for said in other.prompt_logprobs]
+        assert [said.drawn for said in answer.prompt_logprobs] == pytest.approx(scores, abs=1e-4)
+    for index, (job, answer) in enumerate(zip(jobs, alone, strict=True)):
+        assert len(answer.prompt_logprobs) == (len(job.prompt) - 1 if index % 2 == 0 else 0)
     said = [token for answer in alone for token in answer.tokens]
     assert not {4, 7} & {*said}
     assert all(token < 200 for index, answer in enumerate(alone) if index % 3 for token in answer.tokens)
@@ -309,12 +315,14 @@ def prompts(language: TextModel) -> list[list[int]]:
 @pytest.mark.timeout(600)
 def test_greedy_tokens_and_logprobs_equal_those_of_transformers(prompts: list[list[int]]) -> None:
     model = reference.reference_model()
-    ours = run_world([Generation(prompt=prompt, max_tokens=16, temperature=0.0, logprobs=5) for prompt in prompts])
+    options: dict[str, Any] = {"max_tokens": 16, "temperature": 0.0, "logprobs": 5, "prompt_logprobs": True}
+    ours = run_world([Generation(prompt=prompt, **options) for prompt in prompts])
     for prompt, answer in zip(prompts, ours, strict=True):
         # Its own tokens go in, so each is the greedy one after those before it, if it is at all.
-        logprobs = reference.logits(model, prompt + answer.tokens)[len(prompt) - 1 : -1].log_softmax(-1)
-        assert answer.tokens == logprobs.argmax(-1).tolist()
-        for token, said, expected in zip(answer.tokens, answer.logprobs, logprobs, strict=True):
+        logprobs = reference.logits(model, prompt + answer.tokens)[:-1].log_softmax(-1)
+        assert answer.tokens == logprobs[len(prompt) - 1 :].argmax(-1).tolist()
+        everything = zip(prompt[1:] + answer.tokens, answer.prompt_logprobs + answer.logprobs, logprobs, strict=True)
+        for token, said, expected in everything:
             assert said.drawn == pytest.approx(expected[token].item(), abs=1e-3)
             assert [logprob for _, logprob in said.top] == pytest.approx(expected.topk(5).values.tolist(), abs=1e-3)
             assert [expected[one].item() for one, _ in said.top] == pytest.approx(

@@ -24,7 +24,7 @@ def test_an_ordinary_job_sends_nothing_that_is_rare() -> None:
 
 def test_all_but_the_last_chunk_of_a_prompt_draw_nothing() -> None:
     job = Job(3, Generation(prompt=[1, 2, 3], max_tokens=10, presence_penalty=1.0, logprobs=1), arrival=0.0)
-    assert entry_of(job, 2) == Entry(3, 0, [1, 2], [], None)
+    assert entry_of(job, 2) == Entry(3, 0, [1, 2], [], None, None, 1)
 
 
 def test_penalties_travel_with_the_tokens_that_they_look_at() -> None:
@@ -54,3 +54,13 @@ def test_a_bias_and_a_mask_are_passed_on() -> None:
 
 def test_wanted_logprobs_are_asked_for() -> None:
     assert entry(logprobs=5).logprobs == 5
+
+
+def test_the_prompts_tokens_are_scored_where_that_is_asked_for() -> None:
+    job = Job(3, Generation(prompt=[1, 2, 3, 4], max_tokens=10, logprobs=1, prompt_logprobs=True), arrival=0.0)
+    assert (entry_of(job, 2).scored, entry_of(job, 4).scored) == ([2, 3], [2, 3, 4])
+    job.computed = 2
+    assert entry_of(job, 2).scored == [4]
+    job.emit(5)
+    job.computed = 4
+    assert entry_of(job, 1).scored == []

@@ -5,7 +5,7 @@ import torch
 from fakes_worker import GREEDY
 
 from common.records import Entry, Shaping
-from worker.logprobs import RawDistribution
+from worker.logprobs import RawDistribution, score
 from worker.sampler import sample
 
 
@@ -45,3 +45,21 @@ def test_they_are_of_what_the_model_said_before_anything_bent_it() -> None:
 
 def test_where_no_token_could_be_drawn_there_is_nothing_to_say() -> None:
     assert RawDistribution(torch.full((1, 3), torch.nan), [entry(1)]).of([None]) == [None]
+
+
+def test_tokens_that_are_there_already_are_scored_in_rows_of_bounded_number() -> None:
+    hidden, head = torch.randn(300, 8), torch.randn(8, 50)
+    most = 0
+
+    def logits_of(rows: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        most = max(most, len(rows))
+        return rows @ head
+
+    tokens = [token % 50 for token in range(299)]  # nobody knows what follows the last one
+    scores = score(logits_of, hidden, Entry(0, 0, [0] * 300, [0], None, None, 2, tokens))
+    expected = (hidden @ head).log_softmax(1)
+    assert [said.drawn for said in scores] == pytest.approx([expected[i, t].item() for i, t in enumerate(tokens)])
+    assert [said.top[0][0] for said in scores] == expected.argmax(1)[:299].tolist()
+    assert {len(said.top) for said in scores} == {2}
+    assert most == 128

@@ -5,7 +5,7 @@ from common.records import Entry, Plan, Sampling, Shaping, decode_order
 from gateway.pipeline import Pipeline
 
 DRAW = Sampling(0.0, 1.0, 0, 0.0, 0)
-BENT = Entry(1, 0, [5], [0], DRAW, Shaping(allowed=b"\xff" * 6000))
+BENT = Entry(1, 0, [5], [0], DRAW, Shaping(allowed=b"\xff" * 6000), 1, [6])
 PLAIN = Entry(2, 0, [5], [0], DRAW)
 
 
@@ -18,9 +18,9 @@ def received(ranks: list[LocalChannel], *entries: Entry) -> list[tuple[Plan, int
     return [(plan, size) for plan, size in plans if isinstance(plan, Plan)]
 
 
-def test_only_the_last_stage_is_told_how_logits_are_bent() -> None:
+def test_only_the_last_stage_is_told_what_to_do_with_logits() -> None:
     (first, first_size), (second, _), (last, last_size) = received(LocalChannel.world(4), BENT, PLAIN)
-    assert [entry.shaping for entry in first.entries] == [None, None]
+    assert [(entry.shaping, entry.scored) for entry in first.entries] == [(None, []), (None, [])]
     assert second == first
     assert last.entries == [BENT, PLAIN]
     assert first_size < 100

@@ -66,6 +66,16 @@ def test_other_salts_share_nothing() -> None:
     assert shares(run) == [(0, 10)] * 3
 
 
+def test_who_has_its_prompt_scored_computes_all_of_it() -> None:
+    run = drive()
+    for job_id in range(2):
+        run.submit(job_id, 10, 1, cache_salt="", logprobs=0, prompt_logprobs=True)
+        run.run()
+    run.submit(2, 10, 1, cache_salt="")
+    run.run()
+    assert shares(run) == [(0, 10)] * 3
+
+
 def test_equal_blocks_in_other_places_are_not_equal() -> None:
     run = drive()
     run.submit(1, 8, 1, cache_salt="")

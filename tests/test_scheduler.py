@@ -60,6 +60,28 @@ def test_logprobs_come_with_their_token_and_not_with_a_stop_token() -> None:
         assert outcome.logprobs == expected
 
 
+def test_scores_of_a_prompt_are_gathered_from_its_chunks_and_not_doubled_when_it_is_computed_again() -> None:
+    run = drive(max_batch_tokens=4)
+    job = run.submit(1, 10, 5, logprobs=0, prompt_logprobs=True)
+    scores = [Logprobs(-float(token), []) for token in range(1, 10)]
+
+    def step() -> None:
+        plan = run.scheduler.plan(run.now)
+        assert plan is not None
+        [entry] = plan.entries
+        found = [Logprobs(-float(token), []) for token in entry.scored]
+        run.scheduler.commit(Result(plan.seq, [7], 0.0, 0.0, [], [found]), run.now)
+
+    step()
+    step()
+    assert job.prompt_logprobs == scores[:8]
+    run.scheduler.ledger.release(job)
+    for _ in range(4):
+        step()
+    assert job.prompt_logprobs == scores
+    assert job.output == [7, 7]
+
+
 def test_logits_that_are_not_finite_fail_that_job_alone() -> None:
     run = drive()
     run.submit(1, 2, 5)

@@ -101,7 +101,12 @@ def test_usage_comes_alone_and_last_and_is_null_before() -> None:
     *chunks, last = events(FakeEngine("Hi"), CHAT | USAGE | {"n": 2})
     assert all(chunk["usage"] is None and len(chunk["choices"]) == 1 for chunk in chunks)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 20, "completion_tokens": 4, "total_tokens": 24}
+    assert last["usage"] == {
+        "prompt_tokens": 20,
+        "completion_tokens": 4,
+        "total_tokens": 24,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_the_trace_is_on_the_usage_chunk_or_else_on_the_last() -> None:

@@ -4,8 +4,8 @@ from common.records import Logprobs
 from gateway.text.token_log import Likelihood, Said, TokenLog
 
 
-def log(*tokens: tuple[int, str], offset: int = 0) -> TokenLog:
-    made = TokenLog(lambda token: bytes([token]), offset)
+def log(*tokens: tuple[int, str]) -> TokenLog:
+    made = TokenLog(lambda token: bytes([token]))
     for token, text in tokens:
         made.add(token, text, None)
     return made
@@ -34,10 +34,6 @@ def test_what_comes_after_all_text_comes_in_the_end() -> None:
     assert ids(made.take(1)) == [1]
     assert ids(made.rest()) == [0xC3]
     assert made.rest() == []
-
-
-def test_offsets_begin_behind_what_stands_before_the_output() -> None:
-    assert [one.offset for one in log((1, "a"), (2, "b"), offset=10).rest()] == [10, 11]
 
 
 def test_log_probabilities_are_of_tokens_as_bytes() -> None:

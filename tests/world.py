@@ -26,6 +26,7 @@ class Answer:
     finish_reason: FinishReason
     trace: SchedulingTrace
     logprobs: list[Logprobs]  # where they were asked for
+    prompt_logprobs: list[Logprobs]
 
 
 class LocalWorld:
@@ -73,12 +74,14 @@ class LocalWorld:
         async def collect(stream: Stream) -> Answer:
             tokens: list[int] = []
             logprobs: list[Logprobs] = []
+            prompt_logprobs: list[Logprobs] = []
             async for chunk in stream:
                 tokens += chunk.tokens
                 logprobs += chunk.logprobs
+                prompt_logprobs += chunk.prompt_logprobs
             assert chunk.finish_reason is not None
             assert chunk.trace is not None, chunk.error
-            return Answer(tokens, chunk.finish_reason, chunk.trace, logprobs)
+            return Answer(tokens, chunk.finish_reason, chunk.trace, logprobs, prompt_logprobs)
 
         return list(await asyncio.gather(*map(collect, self._engine.submit(generations))))
 

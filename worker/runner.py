@@ -14,7 +14,7 @@ from worker.copier import Copies
 from worker.inputs import Inputs, build_inputs
 from worker.kv_cache import KvCache
 from worker.link import Link
-from worker.logprobs import RawDistribution
+from worker.logprobs import RawDistribution, score
 from worker.models.stage_model import StageModel
 from worker.sampler import sample
 
@@ -54,8 +54,9 @@ class Runner:
         if not self._stage.is_last:
             self._link.send(hidden)
             return None
+        scores = self._score(hidden, inputs, plan.entries)
         tokens, logprobs = self._sample(hidden, inputs, plan.entries)
-        return Result(plan.seq, tokens, copies.stalled_s(), time.perf_counter() - begun, logprobs)
+        return Result(plan.seq, tokens, copies.stalled_s(), time.perf_counter() - begun, logprobs, scores)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -91,6 +92,13 @@ class Runner:
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
         return [None] * len(entries), []
+
+    def _score(self, hidden: Tensor, inputs: Inputs | None, entries: list[Entry]) -> list[list[Logprobs]]:
+        """Of the tokens that entries have already, for those who want that; nothing when nobody does."""
+        if inputs is None or not any(entry.scored for entry in entries):
+            return []
+        rows = [hidden[segment.first : segment.first + segment.count] for segment in inputs.segments]
+        return [score(self._model.logits, own, entry) for own, entry in zip(rows, entries, strict=True)]
 
     def _zeros(self, rows: int) -> Tensor:
         return torch.zeros(rows, self._hidden_size, dtype=self._cache.dtype, device=self._device)

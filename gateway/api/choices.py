@@ -14,6 +14,7 @@ from gateway.api.schema import CompletionDetails, Finish, PromptDetails, Traces,
 from gateway.generation import Chunk, SchedulingTrace, Stream
 from gateway.metrics import End, JobMeter
 from gateway.text.detokenizer import Detokenizer
+from gateway.text.echo import Echo
 from gateway.text.output.parser import OutputParser
 from gateway.text.output.parts import Content, Part
 from gateway.text.stop_strings import StopMatcher
@@ -39,12 +40,12 @@ class Choice:
         min_tokens: int = 0,
         awaits_trace: bool = False,
         log: TokenLog | None = None,
-        prefix: str = "",
+        echo: Echo | None = None,
     ) -> None:
         """Stop strings in the text of the first `min_tokens` tokens do not count.
 
         awaits_trace: after a stop string, wait for the engine's last chunk, which takes up to an iteration.
-        log: where somebody asks what tokens the text is made of. prefix: stands before the output, as its first part.
+        log: where somebody asks what tokens the text is made of. echo: stands before the output.
         """
         self.index = index
         self.cached_tokens = 0  # of the prompt
@@ -61,8 +62,8 @@ class Choice:
         self._min_tokens = min_tokens
         self._awaits_trace = awaits_trace
         self._log = log
-        self._prefix = prefix
-        self._num_characters = len(prefix)  # certain ones
+        self._echo = echo
+        self._num_characters = 0  # certain ones
         self._said: list[Said] = []  # what the certain text is made of, not taken yet
         self._logprob_sum = 0.0
         self._ended = False
@@ -81,7 +82,7 @@ class Choice:
     def take(self, chunk: Chunk) -> list[Part]:
         """What is certain with `chunk`; sets `finish_reason` with the last one, or where the output is complete."""
         self.cached_tokens = chunk.cached_tokens
-        parts = [*self._opening(), *self._parser.push(self._text(chunk))]
+        parts = [*self._opening(chunk), *self._parser.push(self._text(chunk))]
         if self._parser.in_reasoning:
             self.num_reasoning_tokens = self.num_tokens
         if self._is_complete:
@@ -111,9 +112,17 @@ class Choice:
         """Whatever the job still makes is not wanted."""
         return self._stops.stopped or self._parser.complete
 
-    def _opening(self) -> list[Part]:
-        prefix, self._prefix = self._prefix, ""
-        return [Content(prefix)] if prefix else []
+    def _opening(self, chunk: Chunk) -> list[Part]:
+        """What stands before the output, at first."""
+        echo, self._echo = self._echo, None
+        if echo is None:
+            return []
+        self._num_characters = len(echo.text)
+        if self._log is not None:
+            nothing_before = [None] * (len(echo.pieces) - len(chunk.prompt_logprobs))
+            for (token, text), logprobs in zip(echo.pieces, [*nothing_before, *chunk.prompt_logprobs], strict=True):
+                self._log.add(token, text, logprobs)
+        return [Content(echo.text)] if echo.text else []
 
     def _text(self, chunk: Chunk) -> str:
         """The text that is certain with `chunk`."""

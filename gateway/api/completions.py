@@ -7,12 +7,13 @@ from starlette.responses import Response
 
 from gateway.api.body import read_body
 from gateway.api.dialect import Completion, Details
-from gateway.api.errors import invalid_value, unsupported
+from gateway.api.errors import invalid_value
 from gateway.api.generations import OutputLength, check_choices, check_prompt, generations, prompt_too_long
 from gateway.api.respond import respond
 from gateway.api.schema import CompletionRequest, decode_completion
 from gateway.api.service import Service
 from gateway.api.structured import asked_grammar
+from gateway.text.echo import Echo
 from gateway.text.text_model import PromptTooLong
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -38,12 +39,16 @@ class CompletionEndpoint:
         encoded = [await self._encode(body, prompt) for prompt in prompts]
         length = OutputLength(body.max_tokens, "max_tokens", DEFAULT_MAX_TOKENS)
         jobs = generations(service, body, encoded, length, grammar)
-        echoes = [await self._echo(prompt) for prompt in prompts for _ in range(body.num_jobs)] if body.echo else []
+        echoes = [await self._echo(body, *pair) for pair in zip(prompts, encoded, strict=True)] if body.echo else []
+        echoes = [echo for echo in echoes for _ in range(body.num_jobs)]
         dialect = Completion(Details(logprobs=body.logprobs is not None, token_ids=bool(body.return_token_ids)))
-        return await respond(service, request, body, jobs, dialect, prefixes=echoes)
+        return await respond(service, request, body, jobs, dialect, echoes=echoes)
 
-    async def _echo(self, prompt: Prompt) -> str:
-        return prompt if isinstance(prompt, str) else await self._service.text.decode(prompt)
+    async def _echo(self, body: CompletionRequest, prompt: Prompt, tokens: list[int]) -> Echo:
+        text = self._service.text
+        if body.wants_tokens:
+            return await text.echo(tokens, prompt if isinstance(prompt, str) else None)
+        return Echo(prompt if isinstance(prompt, str) else await text.decode(prompt))
 
     async def _encode(self, body: CompletionRequest, prompt: Prompt) -> list[int]:
         service = self._service
@@ -61,8 +66,6 @@ class CompletionEndpoint:
 
 def _check(body: CompletionRequest) -> None:
     """Raises ApiError for what does not go together."""
-    if body.echo and body.logprobs is not None:
-        raise unsupported("logprobs", "together with echo")
     if body.best_of is not None and body.best_of < (body.n or 1):
         raise invalid_value(f"best_of is less than n, which is {body.n}", "best_of")
     if body.stream and body.num_jobs > (body.n or 1):

@@ -69,9 +69,8 @@ def invalid_value(message: str, param: str | None) -> ApiError:
     return ApiError(400, message, code="invalid_value", param=param)
 
 
-def unsupported(param: str, where: str = "") -> ApiError:
-    what = f"{param} {where}".rstrip()
-    return ApiError(400, f"{what} is not supported by this server", code="unsupported_parameter", param=param)
+def unsupported(param: str) -> ApiError:
+    return ApiError(400, f"{param} is not supported by this server", code="unsupported_parameter", param=param)
 
 
 def context_too_long(message: str, param: str) -> ApiError:

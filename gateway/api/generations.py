@@ -115,6 +115,7 @@ def _common(service: Service, request: SamplingRequest) -> Generation:
         bad_words=bad_words(service, request),
         constraint=allowed_tokens(service, request),
         logprobs=_num_logprobs(request),
+        prompt_logprobs=request.scores_prompt,
     )
 
 

@@ -20,6 +20,7 @@ from gateway.api.schema import SamplingRequest
 from gateway.api.service import Service
 from gateway.api.sse import StreamedAnswer, StreamResponse
 from gateway.generation import Generation
+from gateway.text.echo import Echo
 from gateway.text.output.parser import PLAIN, OutputForm, OutputParser
 from gateway.text.output.parts import Part
 from gateway.text.stop_strings import StopStrings
@@ -38,14 +39,14 @@ async def respond(
     dialect: Dialect,
     *,
     form: OutputForm = PLAIN,
-    prefixes: Sequence[str] = (),
+    echoes: Sequence[Echo | None] = (),
 ) -> Response:
-    """Start `jobs`, and answer with what they make. `prefixes`: what stands before the output of each, if anything.
+    """Start `jobs`, and answer with what they make. `echoes`: what stands before the output of each, if anything.
 
     Raises LimitReached, QueueFull, Unavailable, ApiError, ClientDisconnect.
     """
     include_trace = _wants_trace(request)
-    choices = _start(service, request, body, jobs, dialect, form=form, prefixes=prefixes)
+    choices = _start(service, request, body, jobs, dialect, form=form, echoes=echoes or [None] * len(jobs))
     stream = bool(body.stream)
     letterhead = Letterhead.new(dialect, service.served_name, service.fingerprint, stream=stream)
     if stream:
@@ -84,13 +85,12 @@ def _start(
     dialect: Dialect,
     *,
     form: OutputForm,
-    prefixes: Sequence[str],
+    echoes: Sequence[Echo | None],
 ) -> Choices:
     account = account_of(request)
     stops = StopStrings(body.stop_strings(), included=bool(body.include_stop_str_in_output))
     tokenizer = service.text.tokenizer
     shown = tokenizer.special_tokens if body.skip_special_tokens is False else form.marks
-    logs = body.num_logprobs is not None or bool(body.return_token_ids)
     account.check_jobs(len(jobs))
     salt = _cache_salt(account, body)
     streams = service.engine.submit([replace(job, cache_salt=salt) for job in jobs])
@@ -106,10 +106,10 @@ def _start(
             meter=service.metrics.job(dialect.endpoint, account),
             min_tokens=job.min_tokens,
             awaits_trace=_wants_trace(request),
-            log=TokenLog(tokenizer.bytes_of, len(prefix)) if logs else None,
-            prefix=prefix,
+            log=TokenLog(tokenizer.bytes_of) if body.wants_tokens else None,
+            echo=echo,
         )
-        for index, (job, stream, prefix) in enumerate(zip(jobs, streams, prefixes or [""] * len(jobs), strict=True))
+        for index, (job, stream, echo) in enumerate(zip(jobs, streams, echoes, strict=True))
     ]
     service.metrics.prompt_tokens.labels(dialect.endpoint).inc(prompt_tokens)
     return Choices(choices, prompt_tokens, body.num_jobs)

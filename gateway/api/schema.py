@@ -117,6 +117,16 @@ class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's tokens are to have logprobs, too."""
+        return False
+
+    @property
+    def wants_tokens(self) -> bool:
+        """Whether the answer says what tokens its text is made of."""
+        return self.num_logprobs is not None or bool(self.return_token_ids)
+
+    @property
     def num_jobs(self) -> int:
         """For each prompt."""
         return self.n or 1
@@ -198,6 +208,10 @@ class CompletionRequest(SamplingRequest, frozen=True, kw_only=True):
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        return bool(self.echo) and self.logprobs is not None
 
     @property
     def num_jobs(self) -> int:

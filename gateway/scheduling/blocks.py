@@ -140,7 +140,7 @@ class BlockLedger:
         while len(keys) <= index:
             start = len(keys) * self.block_tokens
             tokens = array("I", job.tokens(start, start + self.block_tokens)).tobytes()
-            keys.append(tokens if keys else job.generation.cache_salt.encode() + tokens)
+            keys.append(tokens if keys else job.cache_salt.encode() + tokens)
         return keys[index]
 
     # ------------------------------------------------------------------------------------------ moves

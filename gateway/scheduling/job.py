@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from common.records import Logprobs
 from gateway.generation import FinishReason, Generation, SchedulingTrace
 from gateway.scheduling.prefix_cache import Path
 
@@ -53,6 +54,7 @@ class Job:
     arrival: float
 
     output: list[int] = field(default_factory=list)
+    prompt_logprobs: list[Logprobs] = field(default_factory=list)  # of its prompt from the second token on
     computed: int = 0  # leading tokens of prompt + output whose KV exists, its own or in the prefix cache
     finish_reason: FinishReason | None = None
     aborted: bool = False
@@ -119,6 +121,17 @@ class Job:
         if start >= len(prompt):
             return output[start - len(prompt) : end - len(prompt)]
         return prompt[start:end] + output[: max(0, end - len(prompt))]
+
+    @property
+    def cache_salt(self) -> str:
+        """Who has its prompt scored must compute all of it: it shares with nobody."""
+        salt = self.generation.cache_salt
+        return f"{salt} {self.id}" if self.generation.prompt_logprobs else salt
+
+    def take_scores(self, scores: list[Logprobs]) -> None:
+        """Those of the prompt's tokens from `computed` + 1 on. What was computed again says nothing new."""
+        assert not scores or len(self.prompt_logprobs) >= self.computed, f"job {self.id} left some out"
+        self.prompt_logprobs += scores[len(self.prompt_logprobs) - self.computed :]
 
     def relocate(self, event: str) -> None:
         """Change residence. Raises AssertionError, and changes nothing, where the table has no such transition."""

@@ -167,6 +167,8 @@ class Scheduler:
         elapsed_s = now - flight.sent_at
         decode_s = self._cost.decode_s(max(1, len(flight.batch)))
         outcomes = []
+        for job, scores in zip(flight.batch, result.scores, strict=False):
+            job.take_scores(scores)
         logprobs = result.logprobs or [None] * len(flight.batch)
         for (job, count), token, said in zip(flight.batch.items(), result.tokens, logprobs, strict=True):
             job.in_flight = False

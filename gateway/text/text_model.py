@@ -12,6 +12,7 @@ from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
 from gateway.text.chat_form import ChatForm, chat_form
 from gateway.text.conversation import Conversation
+from gateway.text.echo import Echo, echo_of
 from gateway.text.gguf_tokenizer import gguf_tokenizer
 from gateway.text.output.output_grammar import OutputGrammar
 from gateway.text.output.parser import OutputForm
@@ -71,6 +72,12 @@ class TextModel:
         assert self.chat is not None
         tool_format = self.chat.tool_format
         return OutputGrammar(tool_format.notation, tool_format.marks, self.tokenizer.added_token)
+
+    async def echo(self, tokens: list[int], prompt: str | None) -> Echo:
+        """A prompt token by token. Of a text, special tokens show that are written in it; without a text, all."""
+        special = self.tokenizer.special_tokens
+        shown = [token for token in special if prompt is None or token in prompt]
+        return await _beside(len(tokens), lambda: echo_of(tokens, self.tokenizer.detokenizer(shown)))
 
     async def decode(self, tokens: list[int]) -> str:
         """The text of `tokens`, special ones included."""

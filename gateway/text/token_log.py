@@ -32,10 +32,9 @@ class Said:
 class TokenLog:
     """Filled token by token, emptied as text becomes certain."""
 
-    def __init__(self, bytes_of: Callable[[int], bytes], offset: int = 0) -> None:
-        """`offset`: characters that stand before the output, such as an echoed prompt."""
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
         self._bytes_of = bytes_of
-        self._offset = offset
+        self._offset = 0
         self._held: deque[Said] = deque()
 
     def add(self, token: int, text: str, logprobs: Logprobs | None) -> None:
