@@ -7,7 +7,7 @@ once, and a stage hands an iteration on when it has computed it and finished the
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common.config import Config, parse_bytes
 from common.records import Plan, Result
@@ -110,6 +110,7 @@ class Simulation:
     def __init__(
         self, config: Config, machine: Machine, requests: Sequence[Request], recorder: Recorder | None = None
     ) -> None:
+        config = replace(config, prefix_cache=False)  # all simulated prompts are made of one token
         self._requests = requests
         self._recorder = recorder
         device_blocks, host_blocks = _pools(config, machine, requests)
