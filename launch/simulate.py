@@ -13,7 +13,7 @@ from common.config import Config, ConfigError, KvStrategy, Policy
 from gateway.recording import Recorder, read_recording
 from launch.lab.machine import Machine, capacity, find_machine
 from launch.lab.simulator import Simulated, Simulation
-from launch.lab.timeline import draw_timelines
+from launch.lab.timeline import draw_timelines, lives
 from launch.lab.workload import Request, make_requests, read_requests
 
 _SHOWN = ("mean_jct_s", "p95_jct_s", "p99_jct_s", "mean_norm_s", "p95_norm_s", "mean_ttft_s", "stall_share")
@@ -84,7 +84,7 @@ class Simulate:
             results = {policy: self._simulate(policy, machine, requests, folder) for policy in policies}
             if self.timeline is not None and folder is not None:
                 draw_timelines(
-                    {policy: read_recording(recording(folder, policy)) for policy in policies}, self.timeline
+                    {policy: lives(read_recording(recording(folder, policy))) for policy in policies}, self.timeline
                 )
         _show(results)
         print(json.dumps({policy: result.summary() for policy, result in results.items()}))

@@ -9,7 +9,7 @@ import tyro
 
 from common.config import ConfigError
 from gateway.recording import Change, read_recording
-from launch.lab.timeline import draw_timelines
+from launch.lab.timeline import draw_timelines, lives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Timeline:
 
     def run(self) -> int:
         """Raises ConfigError."""
-        draw_timelines({path.stem: _read(path) for path in self.recordings}, self.output)
+        draw_timelines({path.stem: lives(_read(path)) for path in self.recordings}, self.output)
         print(f"drawn in {self.output}")
         return 0
 

@@ -4,7 +4,7 @@ import pytest
 
 from common.config import ConfigError
 from gateway.recording import Change
-from launch.lab.timeline import MOST_JOBS, Span, draw_timelines, joined, spans
+from launch.lab.timeline import MOST_JOBS, Span, draw_timelines, joined, lives, spans
 from launch.timeline import Timeline
 
 LIFE = [
@@ -40,7 +40,7 @@ def test_nothing_recorded_has_no_spans() -> None:
 
 def test_a_picture_is_drawn_and_more_jobs_than_lines_are_left_out(tmp_path: Path) -> None:
     many = [Change(float(job), job, "runs", job % 3, 0) for job in range(MOST_JOBS + 5)]
-    draw_timelines({"few": LIFE, "many": many}, tmp_path / "picture.svg")
+    draw_timelines({"few": lives(LIFE), "many": lives(many)}, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text()
 
 

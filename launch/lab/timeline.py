@@ -83,18 +83,21 @@ def _continues(before: Span, after: Span) -> bool:
 
 
 def _first_jobs(changes: Sequence[Change]) -> list[Change]:
-    """The changes of the first jobs to arrive, which are numbered from 0 on."""
     order = {job: index for index, job in enumerate(dict.fromkeys(change.job for change in changes))}
     kept = (change for change in changes if order[change.job] < MOST_JOBS)
     return [msgspec.structs.replace(change, job=order[change.job]) for change in kept]
 
 
-def draw_timelines(recordings: Mapping[str, Sequence[Change]], path: Path) -> None:
-    """One panel for each recording, with a line for each job in order of arrival. Raises ConfigError."""
+def lives(changes: Sequence[Change]) -> list[Span]:
+    """What a timeline shows of a recording: the lives of the first jobs to arrive, which are numbered from 0 on."""
+    return joined(spans(_first_jobs(changes)))
+
+
+def draw_timelines(panels: Mapping[str, Sequence[Span]], path: Path) -> None:
+    """One panel for each recording's lives, with a line for each job in order of arrival. Raises ConfigError."""
     pyplot = matplotlib_pyplot()
     from matplotlib.lines import Line2D  # noqa: PLC0415 - after it is known to be there
 
-    panels = {name: joined(spans(_first_jobs(changes))) for name, changes in recordings.items()}
     levels = max((span.level for panel in panels.values() for span in panel), default=0)
     colours = pyplot.get_cmap("plasma", levels + 2)
     figure, axes = pyplot.subplots(
