@@ -10,6 +10,7 @@ import tyro
 from common.channel import Channel
 from common.config import Config, ConfigError
 from common.model_files import ModelError
+from launch.bench.chat import ChatBench
 from launch.bench.chunks import ChunksBench
 from launch.bench.load import LoadBench
 from launch.bench.preemption import PreemptionBench
@@ -47,7 +48,8 @@ class Profile(Config):
 
 
 Bench = (
-    Annotated[ChunksBench, tyro.conf.subcommand("chunks")]
+    Annotated[ChatBench, tyro.conf.subcommand("chat")]
+    | Annotated[ChunksBench, tyro.conf.subcommand("chunks")]
     | Annotated[LoadBench, tyro.conf.subcommand("load")]
     | Annotated[PreemptionBench, tyro.conf.subcommand("preemption")]
     | Annotated[SchedulerBench, tyro.conf.subcommand("scheduler")]

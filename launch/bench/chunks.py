@@ -2,19 +2,17 @@
 
 import asyncio
 import json
-import random
 import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from random import Random
 
-import httpx
 from tqdm import tqdm
 
+from launch.bench.client import Client, random_words
 from launch.bench.server import serving
-
-_WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "was", "on", "are", "as", "with", "his", "they")
 
 
 @dataclass(slots=True)
@@ -63,17 +61,16 @@ class ChunksBench:
         return 0
 
     async def _measure(self, url: str) -> _Round:
-        result, rng = _Round(), random.Random(5)
-        prompts = [" ".join(rng.choice(_WORDS) for _ in range(self.prompt_words)) for _ in range(self.prompts)]
-        async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
+        result, rng = _Round(), Random(5)
+        prompts = [random_words(rng, self.prompt_words) for _ in range(self.prompts)]
+        async with Client(url) as client:
+            await client.prepare()
             start = time.perf_counter()
             decoding = [
                 asyncio.create_task(_token_times(client, f"Story {index}:", self.output_tokens))
                 for index in range(self.decoding_jobs)
             ]
-            for prompt in prompts:
-                sent = time.perf_counter()
-                result.ttfts_s.append((await _token_times(client, prompt, 2))[0] - sent)
+            result.ttfts_s = [(await client.complete(prompt, 2)).ttft_s for prompt in prompts]
             for times in await asyncio.gather(*decoding):
                 result.gaps_s += [later - earlier for earlier, later in pairwise(times)]
             seconds = time.perf_counter() - start
@@ -95,10 +92,13 @@ class ChunksBench:
             }
 
 
-async def _token_times(client: httpx.AsyncClient, prompt: str, tokens: int) -> list[float]:
+async def _token_times(client: Client, prompt: str, tokens: int) -> list[float]:
     """When each token of a completion came."""
-    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True, "ignore_eos": True}
-    async with client.stream("POST", "/completions", json=body) as response:
-        response.raise_for_status()
-        chunks = (line[6:] async for line in response.aiter_lines() if line.startswith("data: {"))
-        return [time.perf_counter() async for chunk in chunks if json.loads(chunk)["choices"][0]["text"]]
+    times: list[float] = []
+
+    def progress(count: int) -> None:
+        if count > len(times):
+            times.append(time.perf_counter())
+
+    await client.complete(prompt, tokens, progress)
+    return times

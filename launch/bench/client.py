@@ -110,7 +110,7 @@ class Client:
 
     def prompt(self, rng: Random, tokens: int) -> str:
         """Random words that make about so many tokens."""
-        return " ".join(rng.choice(_WORDS) for _ in range(max(1, round(tokens / self._tokens_per_word))))
+        return random_words(rng, max(1, round(tokens / self._tokens_per_word)))
 
     async def complete(self, prompt: str, tokens: int, progress: Callable[[int], None] | None = None) -> Sample:
         """One streamed answer of `tokens` tokens; `progress` is told how many have come. Raises RequestFailed."""
@@ -158,6 +158,10 @@ class Client:
             return str(models["data"][0]["id"])
         except (httpx.HTTPError, ValueError, LookupError) as error:
             raise RequestFailed(f"cannot ask {self._http.base_url} for its models: {error}") from None
+
+
+def random_words(rng: Random, count: int) -> str:
+    return " ".join(rng.choice(_WORDS) for _ in range(count))
 
 
 def _user(prompt: str) -> dict[str, str]:
