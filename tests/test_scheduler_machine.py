@@ -16,6 +16,7 @@ from gateway.scheduling.prefix_cache import CachedBlock, PrefixCache
 from gateway.scheduling.scheduler import Scheduler
 
 BLOCK = 4
+LEAST_DEVICE_BLOCKS = 12  # every job fits into them to its end, as the engine makes sure
 Value = int  # stands for the KV of a token, which depends on all tokens before it
 Slots = dict[int, list[Value | None]]  # block -> what its slots hold
 
@@ -88,7 +89,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["skip-join", "mlfq", "fcfs", "static", "srpt"]),
         strategy=st.sampled_from(["proactive", "reactive", "recompute", "defer"]),
         stages=st.integers(1, 3),
-        device=st.integers(12, 24),
+        device=st.integers(LEAST_DEVICE_BLOCKS, 24),
         host=st.integers(0, 24),
         aging=st.sampled_from([0.0, 1.0, 8.0]),
         chunk=st.sampled_from([0, 1, 3, 8]),
@@ -130,7 +131,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self._submit(before.tokens(0, before.context)[:36] + own, output, before.generation.cache_salt)
 
     def _submit(self, prompt: list[int], output: int, salt: str) -> None:
-        generation = Generation(prompt=prompt, max_tokens=output, cache_salt=salt)
+        room = LEAST_DEVICE_BLOCKS * BLOCK - len(prompt)
+        generation = Generation(prompt=prompt, max_tokens=min(output, room), cache_salt=salt)
         self.jobs.append(self.scheduler.submit(len(self.jobs), generation, self.now))
 
     @precondition(lambda self: self.jobs)
