@@ -51,6 +51,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
             pipeline_parallel=machine.stages,
             aging=self.aging,
             aging_limit_ms=self.aging_limit_ms,
+            prefix_cache=False,  # as in the paper: what moved or was dropped is gone from the device
         )
         return Simulation(config, machine, self.requests()).run().summary()
 
