@@ -97,7 +97,7 @@ class Config:
     """Most jobs in one iteration."""
     max_batch_tokens: int = 2048
     """Most tokens in one iteration."""
-    prefill_chunk_tokens: int = 0
+    prefill_chunk_tokens: int = 512
     """Most prompt tokens in one iteration; longer prompts are computed in chunks. 0: as many as --max-batch-tokens."""
     prefix_cache: bool = True
     """Keep the KV of full blocks after their job ended, and share it with jobs that begin with the same tokens."""

@@ -51,7 +51,9 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
             pipeline_parallel=machine.stages,
             aging=self.aging,
             aging_limit_ms=self.aging_limit_ms,
-            prefix_cache=False,  # as in the paper: what moved or was dropped is gone from the device
+            # As in the paper: whole prompts, and what moved or was dropped is gone from the device.
+            prefill_chunk_tokens=0,
+            prefix_cache=False,
         )
         return Simulation(config, machine, self.requests()).run().summary()
 
