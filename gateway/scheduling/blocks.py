@@ -95,7 +95,7 @@ class BlockLedger:
         if not there:
             self.look_up(job)
             there = bisect_left(job.prefix, True, key=lambda cached: not cached.holders)
-        return self.blocks_for(job.context) - there
+        return -(-job.context // self.block_tokens) - there
 
     # ------------------------------------------------------------------------------------------ prefixes
 
@@ -109,7 +109,8 @@ class BlockLedger:
             path.pop()
         tokens = job.computed if job.residence is Residence.HOST else job.context - 1
         most = tokens // self.block_tokens if self._share_prefixes else 0
-        while len(path) < most and (known := self.device.prefixes.find(path, self._key(job, len(path)))):
+        find = self.device.prefixes.find
+        while len(path) < most and (known := find(path, self._key(job, len(path)))):
             path.append(known)
         if job.residence is Residence.NOWHERE:
             job.computed = len(path) * self.block_tokens
@@ -214,6 +215,9 @@ class Vacancy:
         """How many more when `job` leaves, too."""
         freed = len(job.device_blocks) - len(job.prefix)
         for cached in job.prefix:
-            self._leaving[cached] += 1
-            freed += cached.holders == cached.leaving + self._leaving[cached]
+            if cached.holders == 1:
+                freed += 1
+            else:
+                self._leaving[cached] += 1
+                freed += cached.holders == cached.leaving + self._leaving[cached]
         return freed

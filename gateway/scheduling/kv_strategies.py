@@ -48,10 +48,10 @@ class Memory:
         """Resident jobs that are in no plan, last in policy order first."""
         return (job for job in reversed(self.queue.resident) if not job.in_flight)
 
-    def holds_started_jobs(self, job: Job, turn: Turn) -> bool:
+    def holds_started_jobs(self, missing: int, turn: Turn) -> bool:
         """The cap on started jobs: both pools must hold all their KV, with room to grow by a block each in flight."""
         ledger = self.ledger
-        needed = ledger.missing(job) + self.places
+        needed = missing + self.places
         free = turn.blocks_left + ledger.host.num_free + ledger.departing
         nobody = not self.queue.resident and not self.queue.away and not turn.batch
         return needed <= free or nobody
@@ -66,8 +66,8 @@ class KvStrategy:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
 
-    def may_start(self, job: Job, turn: Turn) -> bool:
-        """Whether a job that never ran may start, as far as memory is concerned."""
+    def may_start(self, job: Job, missing: int, turn: Turn) -> bool:
+        """Whether a job that never ran, and is missing so many blocks, may start as far as memory is concerned."""
         return True
 
     def room_now(self, turn: Turn) -> list[Job]:
@@ -82,8 +82,8 @@ class KvStrategy:
 class Proactive(KvStrategy):
     """Offload who runs last before memory is full, upload who runs next before it runs; compute never waits."""
 
-    def may_start(self, job: Job, turn: Turn) -> bool:
-        return self._memory.holds_started_jobs(job, turn)
+    def may_start(self, job: Job, missing: int, turn: Turn) -> bool:
+        return self._memory.holds_started_jobs(missing, turn)
 
     def moves(self, turn: Turn, outlook: Callable[[], Outlook]) -> Moves:
         queue, ledger = self._memory.queue, self._memory.ledger
@@ -156,8 +156,8 @@ class Reactive(KvStrategy):
     copies_first = True
     runs_from_host = True
 
-    def may_start(self, job: Job, turn: Turn) -> bool:
-        return self._memory.holds_started_jobs(job, turn)
+    def may_start(self, job: Job, missing: int, turn: Turn) -> bool:
+        return self._memory.holds_started_jobs(missing, turn)
 
     def moves(self, turn: Turn, outlook: Callable[[], Outlook]) -> Moves:
         moves = Moves()
@@ -203,7 +203,7 @@ class Recompute(KvStrategy):
 class Defer(KvStrategy):
     """Start a job only when the device can hold it to its longest end; nothing ever moves."""
 
-    def may_start(self, job: Job, turn: Turn) -> bool:
+    def may_start(self, job: Job, missing: int, turn: Turn) -> bool:
         starting = [other for other in turn.batch if other.residence is Residence.NOWHERE]
         promised = sum(map(self._longest, self._memory.queue.resident)) + sum(map(self._longest, starting))
         return promised + self._longest(job) <= self._memory.ledger.device.num_blocks

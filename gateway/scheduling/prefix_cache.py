@@ -22,12 +22,7 @@ class CachedBlock:
     children: "dict[bytes, CachedBlock]" = field(default_factory=dict)
     cached: bool = True  # False: evicted, whoever remembers it
     holders: int = 0  # jobs that have it in their block tables
-    leaving: int = 0  # those of them that are on their way to the host
-
-    @property
-    def departs(self) -> bool:
-        """Whether it will be idle once the jobs that are leaving have left."""
-        return 0 < self.holders == self.leaving
+    leaving: int = 0  # those of them that are on their way to the host: when all are, the block departs
 
 
 Path = list[CachedBlock]  # from a first block on, each the child of the one before
@@ -39,7 +34,7 @@ class PrefixCache:
     def __init__(self) -> None:
         self._first: dict[bytes, CachedBlock] = {}
         self._idle: OrderedDict[CachedBlock, None] = OrderedDict()  # held by nobody, least recently used first
-        self.num_departing = 0
+        self.num_departing = 0  # blocks that will be idle when all who are leaving have left
 
     @property
     def num_idle(self) -> int:
@@ -61,26 +56,28 @@ class PrefixCache:
             assert cached.cached, f"block {cached.block} was evicted"
             if not cached.holders:
                 del self._idle[cached]
-            self.num_departing -= cached.departs
+            elif cached.holders == cached.leaving:
+                self.num_departing -= 1
             cached.holders += 1
 
     def let_go(self, path: Path) -> None:
         """The leaves first, so that they are the first to be evicted."""
         for cached in reversed(path):
             cached.holders -= 1
-            self.num_departing += cached.departs
             if not cached.holders:
                 self._idle[cached] = None
+            elif cached.holders == cached.leaving:
+                self.num_departing += 1
 
     def depart(self, path: Path) -> None:
         """A holder begins to leave for the host; it holds on until it has left."""
         for cached in path:
             cached.leaving += 1
-            self.num_departing += cached.departs
+            self.num_departing += cached.holders == cached.leaving
 
     def leave(self, path: Path) -> None:
-        for cached in reversed(path):
-            self.num_departing -= cached.departs
+        for cached in path:
+            self.num_departing -= cached.holders == cached.leaving
             cached.leaving -= 1
         self.let_go(path)
 

@@ -220,7 +220,7 @@ class Scheduler:
         share = turn.share(job)
         if not share:
             turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
-        elif job.started_at is None and not self._strategy.may_start(job, turn):
+        elif job.started_at is None and not self._strategy.may_start(job, missing, turn):
             turn.pass_over(job)
         elif missing > turn.blocks_left:
             turn.block(job, missing)
