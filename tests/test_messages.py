@@ -19,7 +19,7 @@ def made(*messages: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_turn_with_tools_keeps_its_calls_and_results() -> None:
     assert made(
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
-        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "42"}], "name": "f"},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "42"}]},
     ) == [
         {
             "role": "assistant",
@@ -28,6 +28,16 @@ def test_a_turn_with_tools_keeps_its_calls_and_results() -> None:
         },
         {"role": "tool", "content": "42", "tool_call_id": "call_1", "name": "f"},
     ]
+
+
+def test_a_result_has_the_name_that_the_client_gave_it_or_that_was_called() -> None:
+    result = {"role": "tool", "content": "42"}
+    _, *results = made(
+        {"role": "assistant", "tool_calls": [CALL]},
+        {**result, "tool_call_id": "call_1", "name": "g"},
+        {**result, "tool_call_id": "call_2"},
+    )
+    assert [result.get("name") for result in results] == ["g", None]
 
 
 @pytest.mark.parametrize("text", ['{"a": 1', "[1]", "no", '{"a": NaN}', '{"a": "\\ud800"}', '{"a":' * 100_000])

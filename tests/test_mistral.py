@@ -24,6 +24,7 @@ def mistral(text: str) -> list[Part]:
         '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "get_weather", "arguments": {}}]',
         '[TOOL_CALLS][{"id": "123456789", "name": "f", "arguments": {"a": 1}},{"name": "get_weather"}]\n',
         '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]get_weather[ARGS]{}',
+        '[TOOL_CALLS]f{"a": 1}[TOOL_CALLS]get_weather{}',
         '[TOOL_CALLS]f[CALL_ID]123456789[ARGS]{"a": 1}[TOOL_CALLS] get_weather [CALL_ID] 1 [ARGS] {}',
     ],
 )
@@ -38,7 +39,7 @@ def test_all_generations_of_the_form_are_read(text: str) -> None:
         "[TOOL_CALLS]",
         "[TOOL_CALLS] []",
         "[TOOL_CALLS] [1]",
-        "[TOOL_CALLS]f{}",
+        "[TOOL_CALLS]{}",
         "[TOOL_CALLS]f[ARGS]",
         "[TOOL_CALLS]f[ARGS][]",
         "[TOOL_CALLS][ARGS]{}",

@@ -1,5 +1,6 @@
 """The messages of a chat request, checked and turned into what chat templates expect. Text only."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -10,22 +11,26 @@ from gateway.api.schema import ContentPart, Message, ToolCall
 
 def for_template(messages: list[Message]) -> list[dict[str, Any]]:
     """Raises ApiError for content that is not text, and for what is missing."""
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    called = {call.id: call.function.name for message in messages for call in message.tool_calls or []}
+    return [_message(message, f"messages[{i}]", called) for i, message in enumerate(messages)]
 
 
-def _message(message: Message, param: str) -> dict[str, Any]:
+def _message(message: Message, param: str, called: Mapping[str, str]) -> dict[str, Any]:
+    """`called`: the function of each call, by its id. Some templates want to name it with the result."""
     if message.role == "function":
         raise unsupported(f"{param}.role")
     if message.function_call:
         raise unsupported(f"{param}.function_call")
     role = "system" if message.role == "developer" else message.role  # templates know no developers
     made = {"role": role, "content": _content(message, f"{param}.content")}
-    if message.name is not None:
-        made["name"] = message.name
+    name = message.name
     if role == "tool":
         if message.tool_call_id is None:
             raise invalid_value(f"{param}.tool_call_id is missing", f"{param}.tool_call_id")
         made["tool_call_id"] = message.tool_call_id
+        name = name or called.get(message.tool_call_id)
+    if name is not None:
+        made["name"] = name
     if role == "assistant":
         made |= _assistant(message)
     return made

@@ -1,5 +1,5 @@
 """Calls as Mistral's models write them: `[TOOL_CALLS] [{"name": "f", "arguments": {...}}, ...]`; the newer ones
-`[TOOL_CALLS]f[ARGS]{...}`, with a `[CALL_ID]` between or without.
+`[TOOL_CALLS]f[ARGS]{...}`, with a `[CALL_ID]` between or even without the `[ARGS]`.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def _named_call(source: Source) -> Generator[None, None, None]:
         if (yield from source.skip(CALL_ID)):
             yield from source.skip_space()
             yield from source.word(_WORD, most=64)
-        yield from source.expect(ARGUMENTS)
+        yield from source.skip(ARGUMENTS)
         if not name or (yield from source.peek()) != "{":
             raise Malformed
         source.begin_call(name)
