@@ -208,8 +208,12 @@ class Source:
 
     def _begun(self, marker: str) -> int:
         """How many characters at the end of the unread text may be the beginning of `marker`."""
-        longest = min(len(marker) - 1, len(self._unread) - self._at)
-        return next((n for n in range(longest, 0, -1) if self._unread.endswith(marker[:n])), 0)
+        start = max(self._at, len(self._unread) - len(marker) + 1)
+        while (start := self._unread.find(marker[0], start)) >= 0:
+            if marker.startswith(self._unread[start:]):
+                return len(self._unread) - start
+            start += 1
+        return 0
 
     def _text(self, text: str, kind: Text) -> None:
         if not text:
