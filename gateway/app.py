@@ -21,6 +21,8 @@ from gateway.api.keys import Door, KeyRing
 from gateway.api.models import ModelsEndpoint
 from gateway.api.openapi import OpenApiEndpoint
 from gateway.api.operations import Operation
+from gateway.api.responses.endpoint import ResponsesEndpoint
+from gateway.api.responses.records import Deleted, Event, InputTokens, ItemList, Response, ResponsesRequest
 from gateway.api.schema import (
     Answer,
     ChatChoice,
@@ -107,6 +109,7 @@ def _operations(service: Service, registry: CollectorRegistry) -> list[Operation
             Answer[CompletionChoice],
             Answer[CompletionChoice],
         ),
+        *_responses(ResponsesEndpoint(service, chat)),
         Operation("GET", "/v1/models", models.list, "The model that is served.", answer=ModelList),
         Operation("GET", "/v1/models/{id:path}", models.retrieve, "The same model, by its id.", answer=Model),
         Operation("POST", "/tokenize", tokenization.tokenize, "The tokens of a text.", TokenizeRequest, Tokens),
@@ -123,3 +126,19 @@ def _operations(service: Service, registry: CollectorRegistry) -> list[Operation
         Operation("GET", "/docs", about.page, "This page.", media_type="text/html"),
     ]
     return table
+
+
+def _responses(responses: ResponsesEndpoint) -> list[Operation]:
+    path = "/v1/responses"
+    return [
+        Operation(
+            "POST", path, responses.create, "The next response of a conversation.", ResponsesRequest, Response, Event
+        ),
+        Operation("POST", f"{path}/input_tokens", responses.count, "How long it is.", ResponsesRequest, InputTokens),
+        Operation(
+            "GET", f"{path}/{{id}}", responses.retrieve, "A response as it stands.", answer=Response, chunk=Event
+        ),
+        Operation("DELETE", f"{path}/{{id}}", responses.delete, "Forget a response.", answer=Deleted),
+        Operation("POST", f"{path}/{{id}}/cancel", responses.cancel, "Stop a response.", answer=Response),
+        Operation("GET", f"{path}/{{id}}/input_items", responses.input_items, "What it answers.", answer=ItemList),
+    ]

@@ -25,6 +25,7 @@ from test_http_server import answer, send
 from test_mpi import Server, running, skipjoin
 from tiny_model import write_tiny_model
 
+from gateway.api.responses.records import ResponsesRequest
 from gateway.api.schema import ChatRequest, CompletionRequest
 
 pytestmark = pytest.mark.mpi
@@ -35,6 +36,7 @@ LONGEST_GAP_S = 3.0  # between two tokens of a healthy stream, on a machine that
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
 HI = {"role": "user", "content": "hi"}
 
 
@@ -133,7 +135,7 @@ def assert_survived(response: httpx.Response) -> None:
 MANY = 100_000
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/tokenize", "/detokenize"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, "/tokenize", "/detokenize"])
 @pytest.mark.parametrize(
     "body",
     [
@@ -147,8 +149,8 @@ MANY = 100_000
         pytest.param(
             b'{"prompt": "x", "tokens": [1], "messages": ' + b"[" * MANY + b"]" * MANY + b"}", id="deep messages"
         ),
-        pytest.param(b'{"prompt": 1e999, "messages": 1e999, "tokens": [1e999]}', id="infinite"),
-        pytest.param(b'{"prompt": NaN, "messages": NaN, "tokens": NaN}', id="not a number"),
+        pytest.param(b'{"prompt": 1e999, "messages": 1e999, "tokens": [1e999], "input": 1e999}', id="infinite"),
+        pytest.param(b'{"prompt": NaN, "messages": NaN, "tokens": NaN, "input": NaN}', id="not a number"),
         pytest.param(b'{"prompt": "\\ud800", "messages": [], "tokens": "\\ud800"}', id="lone surrogate"),
         pytest.param(b'{"prompt": "\xff", "messages": [], "tokens": "\xff"}', id="not utf-8"),
         pytest.param(b'\xef\xbb\xbf{"prompt": "x"}', id="byte order mark"),
@@ -204,17 +206,24 @@ VALUES: list[bytes] = [
 ]
 
 
+NECESSARY = {
+    CHAT: {"max_tokens": b"1", "messages": json.dumps([HI]).encode()},
+    COMPLETIONS: {"max_tokens": b"1", "prompt": b'"hi"'},
+    RESPONSES: {"max_output_tokens": b"1", "input": b'"hi"'},
+}
+
+
+REQUESTS: dict[str, Any] = {CHAT: ChatRequest, COMPLETIONS: CompletionRequest, RESPONSES: ResponsesRequest}
+
+
 def body_with(path: str, field: str, value: bytes) -> bytes:
-    fields = {"max_tokens": b"1"}
-    fields |= {"messages": json.dumps([HI]).encode()} if path == CHAT else {"prompt": b'"hi"'}
-    fields[field] = value
+    fields = NECESSARY[path] | {field: value}
     return b"{" + b",".join(json.dumps(name).encode() + b":" + raw for name, raw in fields.items()) + b"}"
 
 
 @pytest.mark.parametrize(
     ("path", "field"),
-    [(CHAT, field) for field in ChatRequest.__struct_fields__]
-    + [(COMPLETIONS, field) for field in CompletionRequest.__struct_fields__],
+    [(path, field) for path, kind in REQUESTS.items() for field in kind.__struct_encode_fields__],
 )
 def test_every_field_survives_every_value(server: Server, path: str, field: str) -> None:
     with httpx.Client(trust_env=False, timeout=60, headers={"content-type": "application/json"}) as client:

@@ -178,7 +178,9 @@ def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch)
             await never()
 
     async def serve() -> None:
-        await sse.StreamResponse(answer, ping_interval_s=10)({"type": "http", "method": "POST"}, never, send)
+        await sse.StreamResponse(answer.events(), 10, answer.choices.abort)(
+            {"type": "http", "method": "POST"}, never, send
+        )
 
     asyncio.run(serve())
     assert jobs.aborted.is_set()

@@ -12,7 +12,9 @@ from gateway.api.messages import for_template
 from gateway.api.respond import respond
 from gateway.api.schema import ChatRequest, TemplateOptions, decode_chat
 from gateway.api.service import Service
+from gateway.generation import Generation
 from gateway.text.conversation import Conversation
+from gateway.text.output.parser import OutputForm
 from gateway.text.template import TemplateRefusal
 from gateway.text.text_model import ChatPrompt, PromptTooLong
 
@@ -29,13 +31,18 @@ class ChatEndpoint:
         service.check_model(body.model)
         check_choices(service, body, num_prompts=1)
         _check_details(body)
+        jobs, form = await self.prepare(body, _output_length(body))
+        dialect = Chat(Details(logprobs=bool(body.logprobs), token_ids=bool(body.return_token_ids)))
+        return await respond(service, request, body, jobs, dialect, form=form)
+
+    async def prepare(self, body: ChatRequest, length: OutputLength) -> tuple[list[Generation], OutputForm]:
+        """The jobs of a request, and what may be in their outputs. Raises ApiError."""
+        service = self._service
         use = body.tool_use()
         prompt = await self.prompt(body)
         form = service.text.output_form(prompt, use.names, one_call=use.one_call)
         grammar = await chat_grammar(service, body, use, form)
-        jobs = generations(service, body, [prompt.tokens], _output_length(body), grammar)
-        dialect = Chat(Details(logprobs=bool(body.logprobs), token_ids=bool(body.return_token_ids)))
-        return await respond(service, request, body, jobs, dialect, form=form)
+        return generations(service, body, [prompt.tokens], length, grammar), form
 
     async def prompt(self, body: ChatRequest) -> ChatPrompt:
         """What the model is asked. Raises ApiError when it does not fit."""

@@ -46,14 +46,14 @@ async def respond(
     Raises LimitReached, QueueFull, Unavailable, ApiError, ClientDisconnect.
     """
     include_trace = _wants_trace(request)
-    choices = _start(service, request, body, jobs, dialect, form=form, echoes=echoes or [None] * len(jobs))
+    choices = start(service, request, body, jobs, dialect.endpoint, form=form, echoes=echoes)
     stream = bool(body.stream)
     letterhead = Letterhead.new(dialect, service.served_name, service.fingerprint, stream=stream)
     if stream:
         answer = StreamedAnswer(
             choices, dialect, letterhead, body.wants_usage_chunk, include_trace, body.wants_usage_always
         )
-        return StreamResponse(answer, service.config.ping_interval)
+        return StreamResponse(answer.events(), service.config.ping_interval, choices.abort)
     try:
         parts = await unless_disconnected(request.receive, _collect(choices))
     except GenerationFailed as failure:
@@ -77,16 +77,20 @@ def _wants_trace(request: Request) -> bool:
     return request.headers.get(TRACE_HEADER) == "1"
 
 
-def _start(
+def start(
     service: Service,
     request: Request,
     body: SamplingRequest,
     jobs: list[Generation],
-    dialect: Dialect,
+    endpoint: str,
     *,
     form: OutputForm,
-    echoes: Sequence[Echo | None],
+    echoes: Sequence[Echo | None] = (),
 ) -> Choices:
+    """Hand `jobs` to the engine; somebody has to read or to abort what comes back. `endpoint`: for metrics.
+
+    Raises LimitReached, QueueFull, Unavailable, and ApiError for stop strings.
+    """
     account = account_of(request)
     stops = StopStrings(body.stop_strings(), included=bool(body.include_stop_str_in_output))
     tokenizer = service.text.tokenizer
@@ -103,15 +107,15 @@ def _start(
             detokenizer=tokenizer.detokenizer(shown),
             stops=stops.matcher(),
             parser=OutputParser(form),
-            meter=service.metrics.job(dialect.endpoint, account),
+            meter=service.metrics.job(endpoint, account),
             min_tokens=job.min_tokens,
             awaits_trace=_wants_trace(request),
             log=TokenLog(tokenizer.bytes_of) if body.wants_tokens else None,
             echo=echo,
         )
-        for index, (job, stream, echo) in enumerate(zip(jobs, streams, echoes, strict=True))
+        for index, (job, stream, echo) in enumerate(zip(jobs, streams, echoes or [None] * len(jobs), strict=True))
     ]
-    service.metrics.prompt_tokens.labels(dialect.endpoint).inc(prompt_tokens)
+    service.metrics.prompt_tokens.labels(endpoint).inc(prompt_tokens)
     return Choices(choices, prompt_tokens, body.num_jobs)
 
 

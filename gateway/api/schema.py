@@ -4,6 +4,7 @@ Unknown fields are ignored. Known fields that ask for something this server does
 the values that ask for nothing. Knows no engine.
 """
 
+from functools import cache
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -385,38 +386,36 @@ class Status(msgspec.Struct, frozen=True):
 
 # ---------------------------------------------------------------------------- decoding
 
-_REQUESTS = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
-_DECODERS = {kind: msgspec.json.Decoder(kind) for kind in _REQUESTS}
-
 
 def decode_chat(body: bytes) -> ChatRequest:
     """Raises ApiError for anything but a request that can be served."""
-    request: ChatRequest = _decode(body, ChatRequest)
+    request: ChatRequest = decode(body, ChatRequest)
     return request
 
 
 def decode_completion(body: bytes) -> CompletionRequest:
     """Raises ApiError for anything but a request that can be served."""
-    request: CompletionRequest = _decode(body, CompletionRequest)
+    request: CompletionRequest = decode(body, CompletionRequest)
     return request
 
 
 def decode_tokenize(body: bytes) -> TokenizeRequest:
     """Raises ApiError for anything but a request that can be served."""
-    request: TokenizeRequest = _decode(body, TokenizeRequest)
+    request: TokenizeRequest = decode(body, TokenizeRequest)
     return request
 
 
 def decode_detokenize(body: bytes) -> DetokenizeRequest:
     """Raises ApiError for anything but a request that can be served."""
-    request: DetokenizeRequest = _decode(body, DetokenizeRequest)
+    request: DetokenizeRequest = decode(body, DetokenizeRequest)
     return request
 
 
-def _decode(body: bytes, kind: Any) -> Any:
+def decode(body: bytes, kind: Any) -> Any:
+    """A record of `kind`. Raises ApiError for anything but a request that can be served."""
     try:
         body.decode()  # fields that are skipped are not checked otherwise
-        request = _DECODERS[kind].decode(body)
+        request = _decoder(kind).decode(body)
     except msgspec.ValidationError as error:
         message, param = _explain(str(error))
         raise invalid_value(message, param) from None
@@ -428,6 +427,11 @@ def _decode(body: bytes, kind: Any) -> Any:
         raise ApiError(400, "The body is nested too deeply.", code="invalid_json") from None
     refuse_unsupported(request)
     return request
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
 
 
 def _explain(message: str) -> tuple[str, str | None]:

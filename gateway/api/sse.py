@@ -6,7 +6,7 @@ after one, clients would take a comment's blank line for an empty event.
 """
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -85,18 +85,18 @@ class StreamedAnswer:
 
 
 class StreamResponse(EventSourceResponse):
-    """Sends a streamed answer, and aborts its jobs as soon as nobody listens any more."""
+    """Sends events, and calls `on_end` as soon as nobody listens any more: then nobody needs more of them."""
 
-    def __init__(self, answer: StreamedAnswer, ping_interval_s: float) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], ping_interval_s: float, on_end: Callable[[], None]) -> None:
         super().__init__(
-            answer.events(),
+            events,
             headers=_HEADERS,
             ping=ping_interval_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             send_timeout=SEND_TIMEOUT_S,
             sep="\n",
         )
-        self._choices = answer.choices
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -105,7 +105,7 @@ class StreamResponse(EventSourceResponse):
             log.warning("a client read nothing of its stream for %.0f s; dropped it", SEND_TIMEOUT_S)
         finally:
             # Here and not in the generator: one that was never started has no end.
-            self._choices.abort()
+            self._on_end()
 
 
 def _event(data: bytes) -> bytes:

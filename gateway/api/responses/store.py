@@ -1,0 +1,80 @@
+"""The responses that can still be asked for: in memory, bounded, each for its own account. The oldest go first."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from gateway.accounts import Account
+from gateway.api.errors import ApiError
+from gateway.api.responses.production import Production
+from gateway.api.responses.records import Item, Response
+
+MAX_RESPONSES = 2000
+MAX_BYTES = 64 * 2**20
+
+
+@dataclass(slots=True)
+class Stored:
+    """A response, what it answered, and who makes it as long as it is being made."""
+
+    account: Account
+    items: Sequence[Item]  # all that came before its output, earlier responses included
+    response: Response
+    production: Production | None = None
+    size: int = 0  # bytes of what is its own: earlier items are shared
+
+    @property
+    def conversation(self) -> list[Item]:
+        """What a response that follows this one goes on from."""
+        return [*self.items, *self.response.output]
+
+
+class ResponseStore:
+    """By id. Keeps what runs, whatever the bounds say: that is bounded by the queue."""
+
+    def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
+        self._max_responses = max_responses
+        self._max_bytes = max_bytes
+        self._stored: OrderedDict[str, Stored] = OrderedDict()
+        self._bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<ResponseStore {len(self._stored)} responses, {self._bytes} bytes>"
+
+    def add(self, stored: Stored, own_items: Sequence[Item]) -> None:
+        stored.size = len(msgspec.json.encode(own_items))
+        self._stored[stored.response.id] = stored
+        self._bytes += stored.size
+
+    def finish(self, response: Response, *, keep_events: bool) -> None:
+        """Its last state. Without its events it can be asked for, but no longer followed."""
+        stored = self._stored.get(response.id)
+        if stored is None:
+            return
+        stored.response = response
+        if not keep_events:
+            stored.production = None
+        size = len(msgspec.json.encode(response))
+        stored.size += size
+        self._bytes += size
+        self._make_room()
+
+    def get(self, response_id: str, account: Account) -> Stored:
+        """Raises ApiError (404) when there is none, or it is somebody else's."""
+        stored = self._stored.get(response_id)
+        if stored is None or stored.account is not account:
+            quoted = response_id[:100]
+            raise ApiError(404, f"Response with id '{quoted}' not found.", code="not_found", param="response_id")
+        return stored
+
+    def remove(self, response_id: str) -> None:
+        self._bytes -= self._stored.pop(response_id).size
+
+    def _make_room(self) -> None:
+        for response_id, stored in list(self._stored.items()):
+            if len(self._stored) <= self._max_responses and self._bytes <= self._max_bytes:
+                return
+            if stored.response.status != "in_progress":
+                self.remove(response_id)

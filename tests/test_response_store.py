@@ -1,0 +1,98 @@
+"""What is kept of responses: no more than the bounds say, oldest first, and nothing of what is deleted."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.accounts import Account, Limits
+from gateway.api.errors import ApiError
+from gateway.api.responses.records import Item, ReasoningConfig, Response, TextConfig
+from gateway.api.responses.store import ResponseStore, Stored
+
+ALICE = Account("alice", Limits())
+
+
+def response(name: str, **changes: Any) -> Response:
+    return Response(
+        id=name,
+        created_at=1,
+        background=False,
+        instructions=None,
+        max_output_tokens=None,
+        metadata={},
+        model="m",
+        parallel_tool_calls=True,
+        previous_response_id=None,
+        reasoning=ReasoningConfig(),
+        store=True,
+        temperature=None,
+        text=TextConfig(),
+        tool_choice="auto",
+        tools=[],
+        top_logprobs=0,
+        top_p=None,
+        **changes,
+    )
+
+
+def keep(store: ResponseStore, name: str, text: str = "") -> None:
+    items = [Item(role="user", content=text)]
+    store.add(Stored(ALICE, items, response(name)), items)
+
+
+def finish(store: ResponseStore, name: str) -> None:
+    store.finish(response(name, status="completed"), keep_events=False)
+
+
+def kept(store: ResponseStore, *names: str) -> list[str]:
+    def has(name: str) -> bool:
+        try:
+            store.get(name, ALICE)
+        except ApiError:
+            return False
+        return True
+
+    return [name for name in names if has(name)]
+
+
+def test_only_so_many_are_kept_and_the_oldest_go_first() -> None:
+    store = ResponseStore(max_responses=2)
+    for name in "abc":
+        keep(store, name)
+        finish(store, name)
+    assert kept(store, *"abc") == ["b", "c"]
+
+
+def test_only_so_many_bytes_are_kept() -> None:
+    size = len(msgspec.json.encode(response("a", status="completed")))
+    store = ResponseStore(max_bytes=3 * size)
+    for name in "abc":
+        keep(store, name, "x" * size)
+        finish(store, name)
+    assert kept(store, *"abc") == ["c"]
+
+
+def test_what_is_still_being_made_is_never_dropped() -> None:
+    store = ResponseStore(max_responses=1)
+    for name in "abc":
+        keep(store, name)
+    finish(store, "c")
+    assert kept(store, *"abc") == ["a", "b"]
+
+
+def test_nothing_is_left_of_what_is_removed() -> None:
+    store = ResponseStore()
+    keep(store, "a", "x" * 1000)
+    finish(store, "a")
+    store.remove("a")
+    finish(store, "a")
+    assert repr(store) == "<ResponseStore 0 responses, 0 bytes>"
+
+
+def test_others_cannot_have_it() -> None:
+    store = ResponseStore()
+    keep(store, "a")
+    with pytest.raises(ApiError) as caught:
+        store.get("a", Account("alice", Limits()))
+    assert caught.value.status == 404
