@@ -18,6 +18,7 @@ from gateway.api.responses.records import (
     Content,
     Event,
     Incomplete,
+    InputDetails,
     Item,
     ItemStatus,
     OutputDetails,
@@ -190,6 +191,7 @@ def _usage(usage: Usage) -> ResponseUsage:
     details = usage.completion_tokens_details
     return ResponseUsage(
         input_tokens=usage.prompt_tokens,
+        input_tokens_details=InputDetails(usage.prompt_tokens_details.cached_tokens),
         output_tokens=usage.completion_tokens,
         output_tokens_details=OutputDetails(0 if details is UNSET else details.reasoning_tokens),
         total_tokens=usage.total_tokens,
