@@ -158,6 +158,7 @@ def test_complete_outputs_are_valid_on_every_schedule(tiny: Path) -> None:
     crowded = run(clock=ten_seconds_each_time(), **CROWDED)
     assert [answer.tokens for answer in crowded] == [answer.tokens for answer in together]
     assert sum(answer.trace.offloaded_bytes > 0 for answer in crowded) > len(crowded) / 4
+    assert [answer.tokens for answer in run(pipeline_parallel=2)] == [answer.tokens for answer in together]
 
 
 def test_an_output_that_is_cut_says_so_and_is_the_beginning_of_a_valid_one(tiny: Path) -> None:
