@@ -54,9 +54,8 @@ def attend(
     shape = (group + 2, cache.kv_heads, cache.head_dim)
     rows = [torch.randn(shape, generator=torch.Generator().manual_seed(e.job_id)) for e in batch]
     q, k, v = torch.stack(rows).split((group, 1, 1), 1)  # [jobs, group | 1 | 1, kv_heads, head_dim]
-    attention = PagedAttention(
-        cache, Scratch(cache), kernel, build_inputs(batch, cache.block_tokens, cache.torch_device)
-    )
+    inputs = build_inputs(batch, cache.block_tokens, cache.torch_device)
+    attention = kernel.attention(inputs) if kernel else PagedAttention(cache, Scratch(cache), inputs)
     heads = q.transpose(1, 2).flatten(1, 2)
     return attention(1, heads, k.squeeze(1), v.squeeze(1), scale=0.3, window=window)
 
@@ -112,3 +111,30 @@ def test_its_threads_are_those_of_torch() -> None:
 @pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 64), (torch.float32, 20)])
 def test_other_types_and_odd_heads_are_left_to_torch(dtype: torch.dtype, head_dim: int) -> None:
     assert open_kernel(random_cache(dtype=dtype, head_dim=head_dim)) is None
+
+
+@pytest.mark.parametrize("window", [None, 7, 40])
+@pytest.mark.parametrize("block_tokens", [1, 12, 16, 32])
+@pytest.mark.parametrize("group", [1, 3, 4, 30])
+def test_a_token_gets_the_same_bits_in_a_prompt_in_chunks_and_decoded(
+    group: int, block_tokens: int, window: int | None
+) -> None:
+    length, rows = 75, torch.randn(75, group + 2, 3, 8, generator=torch.Generator().manual_seed(5))
+    q, k, v = rows.split((group, 1, 1), 1)
+    q, k, v = q.transpose(1, 2).flatten(1, 2), k.squeeze(1), v.squeeze(1)
+
+    def computed(*counts: int) -> Tensor:
+        cache = random_cache(head_dim=8, block_tokens=block_tokens)
+        kernel, blocks = open_kernel(cache), list(range(-(-length // block_tokens)))[::-1]
+        assert kernel is not None
+        out, start = [], 0
+        for count in counts:
+            inputs = build_inputs([Entry(0, start, [0] * count, blocks, None)], block_tokens, cache.torch_device)
+            span = slice(start, start + count)
+            out.append(kernel.attention(inputs)(1, q[span], k[span], v[span], scale=0.3, window=window))
+            start += count
+        return torch.cat(out)
+
+    prompt = computed(length)
+    assert torch.equal(computed(*[1] * length), prompt)
+    assert torch.equal(computed(3, 20, 1, 1, 33, 17), prompt)

@@ -15,7 +15,8 @@ from worker.attention import paged
 from worker.attention.native import open_kernel
 from worker.attention.paged import PagedAttention, Scratch
 from worker.copier import open_copier
-from worker.inputs import build_inputs
+from worker.inputs import Inputs, build_inputs
+from worker.models.stage_model import Attention
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 SCALE = 0.3
@@ -65,11 +66,14 @@ class World:
         blocks = [self.free.pop() for _ in range(-(-length // BLOCK_TOKENS))]
         return Job(q, k, v, blocks, torch.stack(expected))
 
+    def attention(self, inputs: Inputs) -> Attention:
+        return self.kernel.attention(inputs) if self.kernel else PagedAttention(self.cache, self.scratch, inputs)
+
     def step(self, *shares: tuple[Job, int]) -> None:
         """Compute the next `count` tokens of each job in one batch."""
         entries = [Entry(i, job.done, [0] * count, job.blocks, None) for i, (job, count) in enumerate(shares)]
         inputs = build_inputs(entries, BLOCK_TOKENS, torch.device(self.device))
-        attention = PagedAttention(self.cache, self.scratch, self.kernel, inputs)
+        attention = self.attention(inputs)
         spans = [(job, slice(job.done, job.done + count)) for job, count in shares]
         for layer in range(LAYERS):
             q, k, v = (torch.cat([getattr(job, name)[layer, span] for job, span in spans]) for name in "qkv")
@@ -175,7 +179,7 @@ def test_a_job_of_nan_keys_does_not_spoil_its_neighbours_or_the_next_owner(backe
         BLOCK_TOKENS,
         torch.device(world.device),
     )
-    attention = PagedAttention(world.cache, world.scratch, world.kernel, inputs)
+    attention = world.attention(inputs)
     for layer in range(LAYERS):
         q, k, v = (torch.cat((getattr(sick, n)[layer, :9], getattr(healthy, n)[layer, :9])) for n in "qkv")
         out = attention(layer, q, k, v, scale=SCALE, window=None)
@@ -215,7 +219,7 @@ def test_sixteen_bit_decoding_is_as_exact_as_its_inputs(device: str, dtype: torc
     for start, count in ((0, 20), (20, 9), (29, 1)):
         entry = Entry(0, start, [0] * count, job.blocks, None)
         inputs = build_inputs([entry], BLOCK_TOKENS, torch.device(device))
-        attention = PagedAttention(rounded.cache, scratch, None, inputs)
+        attention = PagedAttention(rounded.cache, scratch, inputs)
         span = slice(start, start + count)
         out = attention(0, q[span], k[span], v[span], scale=SCALE, window=None)
         torch.testing.assert_close(out.float(), expected[span], atol=2e-2, rtol=2e-2)

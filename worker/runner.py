@@ -15,7 +15,7 @@ from worker.inputs import Inputs, build_inputs
 from worker.kv_cache import KvCache
 from worker.link import Link
 from worker.logprobs import RawDistribution, score
-from worker.models.stage_model import StageModel
+from worker.models.stage_model import Attention, StageModel
 from worker.sampler import sample
 
 T = TypeVar("T")
@@ -76,8 +76,12 @@ class Runner:
     def _forward(self, x: Tensor, inputs: Inputs | None) -> Tensor:
         if inputs is None:
             return self._zeros(1)
-        attention = PagedAttention(self._cache, self._scratch, self._kernel, inputs)
-        return self._model.forward(x, inputs.positions, attention)
+        return self._model.forward(x, inputs.positions, self._attention(inputs))
+
+    def _attention(self, inputs: Inputs) -> Attention:
+        if self._kernel is not None:
+            return self._kernel.attention(inputs)
+        return PagedAttention(self._cache, self._scratch, inputs)
 
     def _sample(
         self, hidden: Tensor, inputs: Inputs | None, entries: list[Entry]

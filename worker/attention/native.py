@@ -1,44 +1,42 @@
-"""Attention by the native kernel, native/attention.c, called for all decoding jobs at once."""
+"""Attention by the native kernel, native/attention.c, for decoding jobs, prompts and chunks of them at once."""
 
 import ctypes
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from worker.inputs import Segment
+from worker.inputs import Inputs, Ints, Segment
 from worker.kv_cache import KvCache
 from worker.native.library import open_library
 
 logger = logging.getLogger(__name__)
 
 _WIDTH = 8  # numbers of a vector in attention.c
+# Queries that meet a tile in turn: as many as stay in a core's first cache beside it.
+_QUERIES = 24
 # Numbers of keys up to which one thread is as fast as several, and keeps off cores that others use (measured).
 _ONE_THREAD = 2**15
+# A window that no context reaches: what `window=None` means.
+_UNLIMITED = 2**40
 
-_Decode = Callable[..., None]
-
-
-class _Job(ctypes.Structure):
-    _fields_ = (
-        ("row", ctypes.c_int64),
-        ("start", ctypes.c_int64),
-        ("end", ctypes.c_int64),
-        ("blocks", ctypes.c_void_p),
-    )
+_Attend = Callable[..., None]
 
 
 class _Batch(ctypes.Structure):
     _fields_ = (
-        ("num_jobs", ctypes.c_int64),
+        ("num_runs", ctypes.c_int64),
         ("kv_heads", ctypes.c_int64),
+        ("group", ctypes.c_int64),
         ("head_dim", ctypes.c_int64),
         ("block_tokens", ctypes.c_int64),
         ("block_stride", ctypes.c_int64),
+        ("window", ctypes.c_int64),
         ("threads", ctypes.c_int64),
-        ("jobs", ctypes.c_void_p),
+        ("runs", ctypes.c_void_p),
     )
 
 
@@ -46,44 +44,63 @@ class _Batch(ctypes.Structure):
 class Kernel:
     """The compiled function, for one cache."""
 
-    _decode: _Decode
+    _attend: _Attend
     _cache: KvCache
 
-    def prepare(self, jobs: list[Segment], window: int) -> "NativeDecode":
-        """What all layers of an iteration share. Each job has one token, and sees the last `window` slots."""
-        cache = self._cache
-        longest_first = sorted(jobs, key=lambda s: min(s.end, window), reverse=True)  # threads finish together
-        table = (_Job * len(jobs))(
-            *(_Job(s.first, max(s.end - window, 0), s.end, s.blocks.ctypes.data) for s in longest_first)
+    def attention(self, inputs: Inputs) -> "NativeAttention":
+        """The attention of one iteration."""
+        return NativeAttention(self._attend, self._cache, inputs.segments)
+
+
+class NativeAttention:
+    """The attention of one iteration; what depends on the batch alone is computed once for all layers."""
+
+    def __init__(self, attend: _Attend, cache: KvCache, segments: list[Segment]) -> None:
+        self._attend = attend
+        self._cache = cache
+        self._pool = cache.device.data_ptr()
+        self._layer_bytes = cache.device.stride(1) * cache.device.itemsize
+        self._segments = segments
+        self._batches: dict[int | None, tuple[_Batch, int, Ints]] = {}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
+        tokens, heads, head_dim = q.shape
+        _, address, _ = self._batches.get(window) or self._prepare(window, heads // self._cache.kv_heads)
+        q, k, v = (
+            rows if rows.stride(1) == head_dim and rows.stride(2) == 1 else rows.contiguous() for rows in (q, k, v)
         )
-        numbers = sum(min(s.end, window) for s in jobs) * cache.kv_heads * cache.head_dim
+        out = q.new_empty(tokens, heads * head_dim)
+        self._attend(
+            address,
+            self._pool + layer * self._layer_bytes,
+            q.data_ptr(),
+            q.stride(0),
+            k.data_ptr(),
+            k.stride(0),
+            v.data_ptr(),
+            v.stride(0),
+            scale,
+            out.data_ptr(),
+        )
+        return out
+
+    def _prepare(self, window: int | None, group: int) -> tuple[_Batch, int, Ints]:
+        """The batch as one window size sees it: the kernel's record, its address, and what it points to."""
+        cache, width = self._cache, window or _UNLIMITED
+        runs = _runs(self._segments, width, max(1, _QUERIES // group))
+        numbers = sum(min(s.end, width) * s.count for s in self._segments) * cache.kv_heads * cache.head_dim
         batch = _Batch(
-            num_jobs=len(jobs),
+            num_runs=len(runs),
             kv_heads=cache.kv_heads,
+            group=group,
             head_dim=cache.head_dim,
             block_tokens=cache.block_tokens,
             block_stride=cache.device.stride(0),
+            window=width,
             threads=torch.get_num_threads() if numbers > _ONE_THREAD else 1,
-            jobs=ctypes.addressof(table),
+            runs=runs.ctypes.data,
         )
-        return NativeDecode(self._decode, cache.device, batch, (table, jobs))
-
-
-@dataclass(frozen=True, slots=True)
-class NativeDecode:
-    """The decoding jobs of one iteration."""
-
-    _decode: _Decode
-    _pool: Tensor
-    _batch: _Batch
-    _owners: object  # of the memory that the batch points to
-
-    def attend(self, layer: int, q: Tensor, out: Tensor, scale: float) -> None:
-        """Fill the jobs' rows of `out`. q, out: [tokens, kv_heads, group, head_dim], `out` contiguous."""
-        group = q.shape[2]
-        assert q.stride()[1:] == (group * q.stride(2), q.stride(2), 1), f"heads with strides {q.stride()}"
-        pool = self._pool.data_ptr() + layer * self._pool.stride(1) * self._pool.itemsize
-        self._decode(self._batch, pool, q.data_ptr(), q.stride(0), q.stride(2), group, scale, out.data_ptr())
+        return self._batches.setdefault(window, (batch, ctypes.addressof(batch), runs))
 
 
 def open_kernel(cache: KvCache) -> Kernel | None:
@@ -91,23 +108,29 @@ def open_kernel(cache: KvCache) -> Kernel | None:
     if cache.torch_device.type != "cpu":
         return None
     if cache.dtype != torch.float32 or cache.head_dim % _WIDTH:
-        logger.info("decode attention is torch's: the native one has no %s heads of %d", cache.dtype, cache.head_dim)
+        logger.info("attention is torch's: the native one has no %s heads of %d", cache.dtype, cache.head_dim)
         return None
     library = open_library()
-    return None if library is None else Kernel(_decode_of(library), cache)
+    if library is None:
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    strided = (pointer, number)
+    library.attend.argtypes, library.attend.restype = (
+        (pointer, pointer, *strided, *strided, *strided, ctypes.c_float, pointer),
+        None,
+    )
+    return Kernel(library.attend, cache)
 
 
-def _decode_of(library: ctypes.CDLL) -> _Decode:
-    decode = library.decode
-    decode.restype = None
-    decode.argtypes = [
-        ctypes.POINTER(_Batch),
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_float,
-        ctypes.c_void_p,
+def _runs(segments: list[Segment], window: int, most: int) -> Ints:
+    """Up to `most` tokens of a job each, the most work first, so that threads finish together.
+
+    [runs, 4]: row of the first token, its position in the job, tokens, address of the job's blocks.
+    """
+    runs = [
+        (s.first + done, s.start + done, min(most, s.count - done), s.blocks.ctypes.data)
+        for s in segments
+        for done in range(0, s.count, most)
     ]
-    return decode
+    runs.sort(key=lambda run: min(run[1] + run[2], window) * run[2], reverse=True)
+    return np.array(runs, dtype=np.int64)

@@ -1,22 +1,20 @@
 """Attention over the paged cache, for any mixture of prompts, chunks of prompts and decoding jobs.
 
-Decoding jobs are gathered from their blocks, a few jobs of similar length at a time, and attended with one batched
-product; where there is a native kernel it attends to all of them, and this is its reference. Prompts go through
+In torch, on any device: where there is a native kernel (native.py) this is its reference. Decoding jobs are gathered
+from their blocks, a few jobs of similar length at a time, and attended with one batched product. Prompts go through
 torch's fused attention, one job at a time. Query heads that share a KV head are rows of one matrix, so keys and values
 are never repeated.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.attention.native import Kernel
 from worker.inputs import Inputs, Ints, Segment, to_device
 from worker.kv_cache import Gather, KvCache
 
@@ -39,12 +37,6 @@ class Scratch:
         if len(self._memory) < size:
             self._memory = self._memory.new_empty(size)
         return self._memory[:size]
-
-
-class _Decoding(Protocol):
-    """Decoding jobs whose rows of `out` are filled together. q, out: [tokens, kv_heads, group, head_dim]."""
-
-    def attend(self, layer: int, q: Tensor, out: Tensor, scale: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +65,7 @@ class _Chunk:
 class _Layout:
     """The batch as one window size sees it."""
 
-    decoding: Sequence[_Decoding]
+    decoding: list[_Bucket]
     whole: list[slice]  # prompts from their first token on, which need nothing from the cache
     chunks: list[_Chunk]
 
@@ -81,9 +73,8 @@ class _Layout:
 class PagedAttention:
     """The attention of one iteration; what depends on the batch alone is computed once for all layers."""
 
-    def __init__(self, cache: KvCache, scratch: Scratch, kernel: Kernel | None, inputs: Inputs) -> None:
+    def __init__(self, cache: KvCache, scratch: Scratch, inputs: Inputs) -> None:
         self._cache = cache
-        self._kernel = kernel
         self._scratch = scratch
         self._segments = inputs.segments
         self._device = inputs.slots.device
@@ -117,12 +108,7 @@ class PagedAttention:
                 whole.append(slice(segment.first, segment.first + segment.count))
             else:
                 chunks.extend(self._chunks(segment, window))
-        return _Layout(self._decoding(decoding, window), whole, chunks)
-
-    def _decoding(self, jobs: list[Segment], window: int) -> Sequence[_Decoding]:
-        if self._kernel is None:
-            return [self._bucket(similar, window) for similar in _similar(jobs, window)]
-        return [self._kernel.prepare(jobs, window)] if jobs else []
+        return _Layout([self._bucket(similar, window) for similar in _similar(decoding, window)], whole, chunks)
 
     def _bucket(self, jobs: list[Segment], window: int) -> _Bucket:
         block_tokens = self._cache.block_tokens

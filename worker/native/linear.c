@@ -46,7 +46,7 @@ INLINE Vec weights(enum Type type, const void *matrix, int64_t index, Vec scale)
     return from_bytes((const int8_t *)matrix + index) * scale;
 }
 
-// sums[row][column] = x[row] . column. All but the pointers are constants where it is inlined.
+// out[row][column] = x[row] . column. All but the pointers are constants where it is inlined.
 INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Panel panel, const float *x, Vec *out) {
     const int columns = 2 * panels;
     const int64_t ins = l->ins, next = ins * PANEL, next_scales = ratio_up(ins, GROUP) * PANEL;
@@ -63,7 +63,7 @@ INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Pane
             UNROLLED for (int c = 0; c < columns; c++)
                 column[c] = weights(type, panel.matrix, c / 2 * next + k * PANEL + c % 2 * WIDTH, scales[c]);
             UNROLLED for (int r = 0; r < rows; r++)
-                UNROLLED for (int c = 0; c < columns; c++) sums[r][c] += column[c] * x[r * ins + k];
+                UNROLLED for (int c = 0; c < columns; c++) sums[r][c] = fused(column[c], spread(x[r * ins + k]), sums[r][c]);
         }
     }
     UNROLLED for (int r = 0; r < rows; r++)
@@ -165,7 +165,7 @@ static void normalize(const Linear *l, const float *x, float *out) {
     Vec squares = {0};
     float rest = 0.0f;
     int64_t i = 0;
-    for (; i + WIDTH <= l->ins; i += WIDTH) squares += from_floats(x + i) * from_floats(x + i);
+    for (; i + WIDTH <= l->ins; i += WIDTH) squares = fused(from_floats(x + i), from_floats(x + i), squares);
     for (; i < l->ins; i++) rest += x[i] * x[i];
     const float scale = 1.0f / sqrtf((total(squares) + rest) / l->ins + l->epsilon);
     for (i = 0; i < l->ins; i++) out[i] = x[i] * scale * l->norm[i];

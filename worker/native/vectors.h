@@ -48,17 +48,30 @@ INLINE float total(Vec x) {
     return sum;
 }
 
+// a * b + c: rounded once where the CPU can do that.
+#if defined(__AVX512F__)
+INLINE Vec fused(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE Vec spread(float x) { return _mm512_set1_ps(x); }
+#elif defined(__FMA__)
+INLINE Vec fused(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE Vec spread(float x) { return _mm256_set1_ps(x); }
+#else
+INLINE Vec fused(Vec a, Vec b, Vec c) { return a * b + c; }
+INLINE Vec spread(float x) { return x - (Vec){0}; }
+#endif
+
 // e^x for x <= 0 within 2e-7, and at least e^-87: 2^n * e^r with |r| < 0.35.
 INLINE Vec exponential(Vec x) {
-    x = larger(x, (Vec){0} - 87.0f);
-    const Vec n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: rounds to an integer
-    const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vec y = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
+    x = larger(x, spread(-87.0f));
+    const Vec magic = spread(12582912.0f);  // 1.5 * 2^23: rounds to an integer
+    const Vec n = fused(x, spread(1.44269504f), magic) - magic;
+    const Vec r = fused(n, spread(2.12194440e-4f), fused(n, spread(-0.693359375f), x));
+    Vec y = fused(r, spread(1.9875691500e-4f), spread(1.3981999507e-3f));
+    y = fused(y, r, spread(8.3334519073e-3f));
+    y = fused(y, r, spread(4.1665795894e-2f));
+    y = fused(y, r, spread(1.6666665459e-1f));
+    y = fused(y, r, spread(5.0000001201e-1f));
+    y = fused(y * r, r, r) + 1.0f;
     return y * (Vec)((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
