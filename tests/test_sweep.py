@@ -1,6 +1,6 @@
 import pytest
 
-from launch.lab.sweep import Case, Outcome, Table, crossing, run_cases
+from launch.lab.sweep import Case, Crossing, Outcome, Table, run_cases
 
 
 def outcome(rate: float, seed: int, value: float) -> Outcome:
@@ -19,10 +19,19 @@ def test_figures_that_nobody_measured_are_not_made_up() -> None:
         Table([outcome(1.0, 0, 3.0)]).mean("x", policy="srpt")
 
 
-def test_a_crossing_is_interpolated_on_the_logarithm() -> None:
-    assert crossing([1.0, 2.0, 3.0], [0.01, 0.1, 10.0], limit=1.0) == pytest.approx(2.5)
-    assert crossing([1.0, 2.0], [0.01, 0.1], limit=1.0) is None
-    assert crossing([1.0, 2.0], [2.0, 3.0], limit=1.0) is None
+def test_a_crossing_is_interpolated_on_the_logarithm_or_said_to_be_beyond() -> None:
+    assert Crossing.of([1.0, 2.0, 3.0], [0.01, 0.1, 10.0], limit=1.0).x == pytest.approx(2.5)
+    assert str(Crossing.of([1.0, 2.0], [0.01, 0.1], limit=1.0)) == "over 2"
+    assert str(Crossing.of([1.0, 2.0], [2.0, 3.0], limit=1.0)) == "under 1"
+
+
+def test_ratios_of_crossings_say_what_is_known_of_them() -> None:
+    inside, over, under = Crossing(2.0), Crossing(6.0, "over "), Crossing(1.0, "under ")
+    assert inside.over(Crossing(1.0)) == "2x"
+    assert over.over(inside) == "over 3x"
+    assert inside.over(over) == "under 0.333x"
+    assert inside.over(under) == "over 2x"
+    assert over.over(under) == "-"
 
 
 def test_cases_run_on_all_cores_and_keep_their_order() -> None:

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 from multiprocessing import get_context
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -14,10 +16,15 @@ from launch.lab.machine import PRESETS, UNLIMITED, Machine
 from launch.lab.simulator import Simulation
 from launch.lab.workload import Request, make_requests
 
-Figures = dict[str, float]  # what a simulation gives: see `Simulated.summary`
+Figures = dict[str, float]  # what is kept of `Simulated.summary`, in six significant digits
+
+_KEPT = (
+    *("mean_norm_s", "p95_norm_s", "mean_jct_s", "p95_jct_s", "p99_jct_s", "mean_ttft_s", "p95_ttft_s"),
+    *("stall_share", "preemptions", "promotions", "makespan_s"),
+)
 
 
-class Case(msgspec.Struct, frozen=True, kw_only=True):
+class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One simulation. The same case gives the same figures."""
 
     policy: Policy
@@ -55,7 +62,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
             prefill_chunk_tokens=0,
             prefix_cache=False,
         )
-        return Simulation(config, machine, self.requests()).run().summary()
+        figures = Simulation(config, machine, self.requests()).run().summary()
+        return {name: float(f"{figures[name]:.6g}") for name in _KEPT}
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -96,12 +104,28 @@ class Table:
         return sorted({getattr(outcome.case, field) for outcome in self._outcomes if _has(outcome.case, fields)})
 
 
-def crossing(xs: Sequence[float], ys: Sequence[float], limit: float) -> float | None:
-    """Where a rising curve crosses `limit`: interpolated on the logarithm of y. None: not within xs."""
-    for (x0, y0), (x1, y1) in zip(zip(xs, ys, strict=True), list(zip(xs, ys, strict=True))[1:], strict=False):
-        if y0 <= limit < y1:
-            return x0 + (x1 - x0) * float(np.log(limit / y0) / np.log(y1 / y0))
-    return None
+class Crossing(msgspec.Struct, frozen=True):
+    """Where a rising curve crosses a limit: at `x`, or beyond the ends of what was measured."""
+
+    x: float
+    beyond: Literal["", "over ", "under "] = ""
+
+    @classmethod
+    def of(cls, xs: Sequence[float], ys: Sequence[float], limit: float) -> "Crossing":
+        """Interpolated on the logarithm of y."""
+        points = list(zip(xs, ys, strict=True))
+        for (x0, y0), (x1, y1) in pairwise(points):
+            if y0 <= limit < y1:
+                return cls(x0 + (x1 - x0) * float(np.log(limit / y0) / np.log(y1 / y0)))
+        return cls(xs[0], "under ") if ys[0] > limit else cls(xs[-1], "over ")
+
+    def over(self, other: "Crossing") -> str:
+        """The ratio of two crossings, as text."""
+        beyond = self.beyond or {"over ": "under ", "under ": "over "}.get(other.beyond, "")
+        return f"{beyond}{self.x / other.x:.3g}x" if "" in (self.beyond, other.beyond) else "-"
+
+    def __str__(self) -> str:
+        return f"{self.beyond}{self.x:.3g}"
 
 
 def _has(case: Case, fields: dict[str, object]) -> bool:

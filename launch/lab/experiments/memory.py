@@ -9,7 +9,7 @@ from common.config import KvStrategy
 from launch.lab.experiments.experiment import Data, number, table
 from launch.lab.machine import PRESETS, capacity
 from launch.lab.plots import Curve, draw_curves, figure
-from launch.lab.sweep import Case, Outcome, Table, crossing, run_cases
+from launch.lab.sweep import Case, Crossing, Outcome, Table, run_cases
 from launch.lab.workload import make_requests
 
 _STRATEGIES: tuple[KvStrategy, ...] = ("proactive", "reactive", "recompute", "defer")
@@ -57,15 +57,8 @@ class MemoryExperiment:
             at = {**plain, **fields}
             norms = [found.mean("mean_norm_s", rate=rate, **at) for rate in rates]
             stalls = [found.mean("stall_share", rate=rate, **at) for rate in rates]
-            limit = crossing(rates, norms, _LIMIT_S)
-            rows.append(
-                [
-                    name,
-                    *norms,
-                    number(100 * max(stalls), " %"),
-                    f"over {number(rates[-1])}" if limit is None else number(limit),
-                ]
-            )
+            limit = Crossing.of(rates, norms, _LIMIT_S)
+            rows.append([name, *norms, number(100 * max(stalls), " %"), str(limit)])
         head = ["strategy", *(f"{number(rate)}/s" for rate in rates), "most time stalled", "reaches 0.3 s at, per s"]
         return table(head, rows)
 

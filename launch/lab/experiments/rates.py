@@ -9,7 +9,7 @@ from common.config import Policy
 from launch.lab.experiments.experiment import Data, number, table
 from launch.lab.machine import PRESETS, capacity
 from launch.lab.plots import Curve, draw_curves, figure
-from launch.lab.sweep import Case, Outcome, Table, crossing, run_cases
+from launch.lab.sweep import Case, Crossing, Outcome, Table, run_cases
 from launch.lab.workload import make_requests
 
 _LOADS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.6, 2.2, 3.0, 4.0)
@@ -59,8 +59,9 @@ class Rates:
                 for policy in _POLICIES
                 for statistic in ("mean", "p95")
             }
-            rates = [" / ".join(_rate(at[policy, statistic]) for statistic in ("mean", "p95")) for policy in _POLICIES]
-            rows.append([workload, model, *rates, _ratio(at, "mean"), _ratio(at, "p95"), paper])
+            rates = [f"{at[policy, 'mean']} / {at[policy, 'p95']}" for policy in _POLICIES]
+            gains = [at["skip-join", statistic].over(at["fcfs", statistic]) for statistic in ("mean", "p95")]
+            rows.append([workload, model, *rates, *gains, paper])
         head = ["lengths", "model", *_POLICIES, "skip-join / fcfs, mean", "P95", "the paper"]
         return table(head, rows)
 
@@ -80,11 +81,9 @@ class Rates:
         head += [*(f"{p}: JCT, s" for p in policies), "P99 JCT, fcfs / skip-join"]
         return table(head, rows)
 
-    def _crossing(self, found: Table, workload: str, model: str, policy: Policy, statistic: str) -> tuple[float, bool]:
-        """The rate where the objective is missed; and whether it was, or the curve ends before."""
-        rates, means, _ = _curve(found, workload, model, policy, f"{statistic}_norm_s")
-        at = crossing(rates, means, SLO * PRESETS[model].decode_s)
-        return (at, True) if at is not None else (rates[-1] if means[-1] < 1 else rates[0], False)
+    def _crossing(self, found: Table, workload: str, model: str, policy: Policy, statistic: str) -> Crossing:
+        rates, norms, _ = _curve(found, workload, model, policy, f"{statistic}_norm_s")
+        return Crossing.of(rates, norms, SLO * PRESETS[model].decode_s)
 
     def _draw(self, found: Table, workload: str, model: str, pictures: Path) -> None:
         with figure(pictures / f"{self.name}-{workload}-{model}.svg", 3) as axes:
@@ -109,13 +108,3 @@ def _curve(found: Table, workload: str, model: str, policy: Policy, name: str) -
     rates = found.all_of("rate", **at)
     points = [found.over_seeds(name, rate=rate, **at) for rate in rates]
     return rates, [mean for mean, _ in points], [deviation for _, deviation in points]
-
-
-def _rate(crossed: tuple[float, bool]) -> str:
-    rate, missed = crossed
-    return number(rate) if missed else f"over {number(rate)}"
-
-
-def _ratio(at: dict[tuple[Policy, str], tuple[float, bool]], statistic: str) -> str:
-    (fast, missed), (slow, _) = at["skip-join", statistic], at["fcfs", statistic]
-    return f"{'' if missed else 'over '}{number(fast / slow, 'x')}"

@@ -9,7 +9,7 @@ from common.config import Policy
 from launch.lab.experiments.experiment import Data, number, table
 from launch.lab.machine import PRESETS, capacity
 from launch.lab.plots import Curve, draw_curves, figure
-from launch.lab.sweep import Case, Outcome, Table, crossing, run_cases
+from launch.lab.sweep import Case, Crossing, Outcome, Table, run_cases
 from launch.lab.workload import make_requests
 
 _POLICIES: tuple[Policy, ...] = ("fcfs", "mlfq", "skip-join", "srpt")
@@ -65,13 +65,11 @@ class Shapes:
         rows = []
         for batch in _BATCHES[1:]:
             rates = found.all_of("rate", batch=batch)
-            at = {}
+            at: dict[Policy, Crossing] = {}
             for policy in ("fcfs", "skip-join"):
                 norms = [found.mean("mean_norm_s", policy=policy, batch=batch, rate=rate) for rate in rates]
-                at[policy] = crossing(rates, norms, _LIMIT_S)
-            gain = at["skip-join"] / at["fcfs"] if at["fcfs"] and at["skip-join"] else None
-            unmet = f"over {number(rates[-1] / at['fcfs'], 'x')}" if at["fcfs"] else "-"
-            rows.append([batch, number(at["fcfs"]), number(at["skip-join"]), number(gain, "x") if gain else unmet])
+                at[policy] = Crossing.of(rates, norms, _LIMIT_S)
+            rows.append([batch, str(at["fcfs"]), str(at["skip-join"]), at["skip-join"].over(at["fcfs"])])
         return table(["batch", "fcfs, requests/s", "skip-join, requests/s", "skip-join / fcfs"], rows)
 
     def _draw(self, found: Table, pictures: Path) -> None:
