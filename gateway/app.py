@@ -12,6 +12,18 @@ from starlette.routing import Route
 
 from common.config import Config
 from gateway.api.access_log import AccessLog
+from gateway.api.answers import (
+    Answer,
+    ChatChoice,
+    ChunkChoice,
+    CompletionChoice,
+    Model,
+    ModelList,
+    Status,
+    Text,
+    Tokens,
+    Version,
+)
 from gateway.api.chat import ChatEndpoint
 from gateway.api.completions import CompletionEndpoint
 from gateway.api.errors import HANDLED, RequestIds, answer_error
@@ -23,22 +35,7 @@ from gateway.api.openapi import OpenApiEndpoint
 from gateway.api.operations import Operation
 from gateway.api.responses.endpoint import ResponsesEndpoint
 from gateway.api.responses.records import Deleted, Event, InputTokens, ItemList, Response, ResponsesRequest
-from gateway.api.schema import (
-    Answer,
-    ChatChoice,
-    ChatRequest,
-    ChunkChoice,
-    CompletionChoice,
-    CompletionRequest,
-    DetokenizeRequest,
-    Model,
-    ModelList,
-    Status,
-    Text,
-    TokenizeRequest,
-    Tokens,
-    Version,
-)
+from gateway.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from gateway.api.service import Service
 from gateway.api.tokenization import TokenizationEndpoint
 from gateway.generation import Engine

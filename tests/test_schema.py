@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.api.answers import PromptDetails, Usage
 from gateway.api.dialect import Chat, Letterhead
 from gateway.api.errors import ApiError
 from gateway.api.schema import (
@@ -13,8 +14,6 @@ from gateway.api.schema import (
     REFUSED,
     ChatRequest,
     CompletionRequest,
-    PromptDetails,
-    Usage,
     decode_chat,
     decode_completion,
 )

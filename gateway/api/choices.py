@@ -10,7 +10,13 @@ from contextlib import aclosing
 from msgspec import UNSET
 
 from common.records import Logprobs
-from gateway.api.schema import CompletionDetails, Finish, PromptDetails, Traces, Usage
+from gateway.api.answers import (
+    CompletionDetails,
+    Finish,
+    PromptDetails,
+    Traces,
+    Usage,
+)
 from gateway.generation import Chunk, SchedulingTrace, Stream
 from gateway.metrics import End, JobMeter
 from gateway.text.detokenizer import Detokenizer

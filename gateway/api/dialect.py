@@ -9,10 +9,8 @@ from typing import Protocol
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from gateway.api.logprob_records import chat_logprobs, completion_logprobs
-from gateway.api.schema import (
+from gateway.api.answers import (
     Answer,
-    CalledFunction,
     ChatChoice,
     ChatMessage,
     ChunkChoice,
@@ -20,11 +18,12 @@ from gateway.api.schema import (
     Delta,
     Finish,
     FunctionDelta,
-    ToolCall,
     ToolCallDelta,
     Traces,
     Usage,
 )
+from gateway.api.logprob_records import chat_logprobs, completion_logprobs
+from gateway.api.schema import CalledFunction, ToolCall
 from gateway.text.output.parts import CallArguments, CallStart, Content, Part, Reasoning, calls_in, joined
 from gateway.text.token_log import Said
 

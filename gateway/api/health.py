@@ -5,9 +5,9 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.answers import Status
 from gateway.api.errors import unavailable
 from gateway.api.respond import json_response
-from gateway.api.schema import Status
 from gateway.api.service import Service
 
 RETRY_AFTER_S = 5.0

@@ -3,8 +3,8 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.answers import Model, ModelList
 from gateway.api.respond import json_response
-from gateway.api.schema import Model, ModelList
 from gateway.api.service import Service
 
 

@@ -15,10 +15,11 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.answers import Version
 from gateway.api.errors import ErrorBody
 from gateway.api.operations import Operation
 from gateway.api.respond import json_response
-from gateway.api.schema import REFUSED, Version
+from gateway.api.schema import REFUSED
 
 VERSION = version("skipjoin")
 

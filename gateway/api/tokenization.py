@@ -3,12 +3,13 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.api.answers import Text, Tokens
 from gateway.api.body import read_body
 from gateway.api.chat import ChatEndpoint
 from gateway.api.errors import invalid_value
 from gateway.api.generations import prompt_too_long
 from gateway.api.respond import json_response
-from gateway.api.schema import Text, TokenizeRequest, Tokens, decode_chat, decode_detokenize, decode_tokenize
+from gateway.api.schema import TokenizeRequest, decode_chat, decode_detokenize, decode_tokenize
 from gateway.api.service import Service
 from gateway.api.token_rules import check_token_ids
 from gateway.text.text_model import PromptTooLong

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
+from gateway.api.answers import Finish, Usage
 from gateway.api.logprob_records import TokenLogprob, chat_logprobs
 from gateway.api.responses.chat_request import new_id
 from gateway.api.responses.records import (
@@ -27,7 +28,6 @@ from gateway.api.responses.records import (
     ResponseStatus,
     ResponseUsage,
 )
-from gateway.api.schema import Finish, Usage
 from gateway.text.output.parts import CallArguments, CallStart, Part, Reasoning
 from gateway.text.output.parts import Content as ContentPart
 from gateway.text.token_log import Said
