@@ -123,10 +123,10 @@ class BlockLedger:
 
     def publish(self, job: Job) -> None:
         """Let others find the blocks that the job has filled. Where they are known already it shares the known ones."""
-        if not self._share_prefixes:
+        prefixes, path, full = self.device.prefixes, job.prefix, job.computed // self.block_tokens
+        if len(path) == full or not self._share_prefixes:  # nothing new: so it is in most iterations
             return
-        prefixes, path = self.device.prefixes, job.prefix
-        for index in range(len(path), job.computed // self.block_tokens):
+        for index in range(len(path), full):
             key, block = self._key(job, index), job.device_blocks[index]
             known = prefixes.find(path, key)
             if known is not None:
@@ -150,7 +150,9 @@ class BlockLedger:
         """Give the job the device blocks that it is missing. Its KV is on the device, or nowhere."""
         if job.residence is Residence.NOWHERE:
             self._queue.relocate(job, "allocate")
-        job.device_blocks += self.device.take(self.blocks_for(job.context) - len(job.device_blocks))
+        missing = self.blocks_for(job.context) - len(job.device_blocks)
+        if missing:
+            job.device_blocks += self.device.take(missing)
 
     def offload(self, job: Job) -> list[tuple[int, int]]:
         """Start moving the job to the host. Returns (device block, host block) pairs, of the blocks that hold KV."""

@@ -42,11 +42,11 @@ class PrefixCache:
 
     def find(self, path: Path, key: bytes) -> CachedBlock | None:
         """The block that follows `path`."""
-        return self._children(path).get(key)
+        return (path[-1].children if path else self._first).get(key)
 
     def add(self, path: Path, key: bytes, block: int) -> CachedBlock:
         """Put a full block behind `path`, held by the one who filled it."""
-        siblings = self._children(path)
+        siblings = path[-1].children if path else self._first
         assert key not in siblings, f"block {siblings[key].block} is known already"
         siblings[key] = added = CachedBlock(block, key, siblings, holders=1)
         return added
@@ -89,6 +89,3 @@ class PrefixCache:
             del cached.siblings[cached.key]
             cached.cached = False
         return [cached.block for cached in evicted]
-
-    def _children(self, path: Path) -> dict[bytes, CachedBlock]:
-        return path[-1].children if path else self._first

@@ -10,28 +10,28 @@ class Line:
     """Jobs sorted by rank. Insertion and removal move pointers only: 2 µs among 10,000."""
 
     def __init__(self) -> None:
-        self._entries: list[tuple[float, int, Job]] = []
+        self.entries: list[tuple[float, int, Job]] = []
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __iter__(self) -> Iterator[Job]:
-        return (entry[2] for entry in self._entries)
+        return (entry[2] for entry in self.entries)
 
     def __reversed__(self) -> Iterator[Job]:
-        return (entry[2] for entry in reversed(self._entries))
+        return (entry[2] for entry in reversed(self.entries))
 
     def add(self, job: Job) -> None:
-        insort(self._entries, (*job.rank, job))
+        insort(self.entries, (*job.rank, job))
 
     def remove(self, job: Job) -> None:
         index = self.ahead(job.rank)
-        assert self._entries[index][2] is job, f"job {job.id} is not in the line at its rank {job.rank}"
-        del self._entries[index]
+        assert self.entries[index][2] is job, f"job {job.id} is not in the line at its rank {job.rank}"
+        del self.entries[index]
 
     def ahead(self, rank: Rank | tuple[float]) -> int:
         """How many jobs have a smaller rank."""
-        return bisect_left(self._entries, rank)
+        return bisect_left(self.entries, rank)
 
 
 class JobQueue:
@@ -74,7 +74,8 @@ class JobQueue:
 
     def ahead(self, rank: Rank | tuple[float]) -> int:
         """How many jobs, wherever their KV is, come before `rank`."""
-        return self.cold.ahead(rank) + self.resident.ahead(rank) + self.away.ahead(rank)
+        entries = (self.cold.entries, self.resident.entries, self.away.entries)
+        return bisect_left(entries[0], rank) + bisect_left(entries[1], rank) + bisect_left(entries[2], rank)
 
     def _line(self, job: Job) -> Line:
         if job.residence is Residence.NOWHERE:
