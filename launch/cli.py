@@ -12,6 +12,7 @@ from common.config import Config, ConfigError
 from common.model_files import ModelError
 from launch.bench.chat import ChatBench
 from launch.bench.chunks import ChunksBench
+from launch.bench.iteration import IterationBench
 from launch.bench.load import LoadBench
 from launch.bench.preemption import PreemptionBench
 from launch.bench.scheduler import SchedulerBench
@@ -50,6 +51,7 @@ class Profile(Config):
 Bench = (
     Annotated[ChatBench, tyro.conf.subcommand("chat")]
     | Annotated[ChunksBench, tyro.conf.subcommand("chunks")]
+    | Annotated[IterationBench, tyro.conf.subcommand("iteration")]
     | Annotated[LoadBench, tyro.conf.subcommand("load")]
     | Annotated[PreemptionBench, tyro.conf.subcommand("preemption")]
     | Annotated[SchedulerBench, tyro.conf.subcommand("scheduler")]

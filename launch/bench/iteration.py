@@ -1,0 +1,179 @@
+"""Where an iteration's time goes: the real scheduler, codec, stage and detokenizer in turn, in one process.
+
+Left out is what only several processes have: waiting for messages, HTTP. Compare with skipjoin_compute_seconds_total.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from tqdm import tqdm
+
+from common.config import Config, Stored
+from common.model_files import locate
+from common.records import Result, decode_order, decode_report, encode
+from common.spec_reader import read_spec
+from common.topology import partition
+from gateway.generation import Generation
+from gateway.scheduling.cost import LinearCost
+from gateway.scheduling.scheduler import Scheduler
+from gateway.text.text_model import load_text_model
+
+_COST = LinearCost(decode=0.04, prefill_per_token=0.0015)
+_WARM_UP = 2  # iterations
+
+
+@dataclass(slots=True)
+class Watch:
+    """Seconds by part. A part within another stops the outer one's clock."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    _open: list[str] = field(default_factory=list)
+    _since: float = 0.0
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        self._charge()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._open.pop()
+
+    def _charge(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._since
+        self._since = now
+
+
+@dataclass(frozen=True, slots=True)
+class _WatchedModel:
+    """A stage's model whose parts are watched."""
+
+    model: Any  # StageModel: torch's types would load torch here
+    watch: Watch
+
+    def forward(self, x: Any, positions: Any, attention: Any) -> Any:
+        def watched(*args: Any, **options: Any) -> Any:
+            with self.watch.part("attention"):
+                return attention(*args, **options)
+
+        with self.watch.part("layers"):
+            return self.model.forward(x, positions, watched)
+
+    def logits(self, hidden: Any) -> Any:
+        with self.watch.part("head"):
+            return self.model.logits(hidden)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IterationBench:
+    """Time the parts of a decode iteration, by number of jobs: scheduling, codec, layers, attention, head, text."""
+
+    model: str | None = None
+    """Model as for `serve`. Default: the embedded one."""
+    weights: Stored = "exact"
+    """How matrices are kept, as for `serve`."""
+    threads: int | None = None
+    """CPU threads. Default: all cores."""
+    jobs: tuple[int, ...] = (1, 4, 16)
+    """Numbers of jobs to measure."""
+    context: int = 256
+    """Tokens of each job's prompt."""
+    iterations: int = 20
+    """Iterations per measurement; the medians count."""
+
+    def run(self) -> int:
+        medians = {jobs: _medians(self._measure(jobs)) for jobs in tqdm(self.jobs, leave=False)}
+        for jobs, ms_by_part in medians.items():
+            parts = "  ".join(f"{name} {ms:.2f}" for name, ms in ms_by_part.items())
+            total = sum(ms_by_part.values())
+            print(f"{jobs:3} jobs: {total:7.2f} ms, {1000 * jobs / total:6.1f} tok/s  |  {parts}")
+        rows = [{"jobs": jobs, "ms": ms_by_part} for jobs, ms_by_part in medians.items()]
+        print(json.dumps({"bench": "iteration", "weights": self.weights, "context": self.context, "rows": rows}))
+        return 0
+
+    def _measure(self, jobs: int) -> list[dict[str, float]]:
+        """Seconds by part of every iteration."""
+        config = self._config(jobs)
+        files = locate(self.model)
+        blocks = jobs * -(-(self.context + _WARM_UP + self.iterations + 1) // config.block_tokens)
+        watch = Watch()
+        runner, copies = _stage(config, blocks, watch)
+        scheduler = Scheduler(config, _COST, blocks, 0)
+        text = load_text_model(files, read_spec(files)).tokenizer.detokenizer()
+        random = Random(0)
+        for job in range(jobs):
+            prompt = [random.randrange(256) for _ in range(self.context)]
+            scheduler.submit(job, Generation(prompt=prompt, max_tokens=_WARM_UP + self.iterations + 1), 0.0)
+        seconds = []
+        for now in range(1 + _WARM_UP + self.iterations):  # the first one computes the prompts
+            watch.seconds = {}
+            with watch.part("schedule"):
+                plan = scheduler.plan(now)
+            assert plan is not None
+            with watch.part("codec"):
+                order = decode_order(encode(plan))
+            with watch.part("inputs and sampling"):
+                answer = runner.run(order, copies)
+            with watch.part("codec"):
+                result = decode_report(encode(answer))
+            assert isinstance(result, Result)
+            with watch.part("schedule"):
+                scheduler.commit(result, now + 0.5)
+            with watch.part("text"):
+                for token in result.tokens:
+                    assert token is not None, "logits that are not finite"
+                    text.push(token)
+            seconds.append(watch.seconds)
+        return seconds[1 + _WARM_UP :]
+
+    def _config(self, jobs: int) -> Config:
+        return Config(
+            model=self.model,
+            weights=self.weights,
+            threads=self.threads,
+            device="cpu",
+            policy="fcfs",
+            max_batch_jobs=jobs,
+            max_batch_tokens=jobs * self.context,
+            prefix_cache=False,
+        )
+
+
+def _stage(config: Config, blocks: int, watch: Watch) -> tuple[Any, Any]:
+    """A runner of the whole model, and the copies of plans that have none."""
+    from worker.copier import ThreadCopies  # noqa: PLC0415 - a command line that measures nothing needs no torch
+    from worker.device import HostShare, place  # noqa: PLC0415
+    from worker.kv_cache import KvCache  # noqa: PLC0415
+    from worker.link import LocalLink  # noqa: PLC0415
+    from worker.loop import Model  # noqa: PLC0415
+    from worker.runner import Runner  # noqa: PLC0415
+
+    model = Model.open(config)
+    placement, (stage,) = place(config, model.spec, HostShare()), partition(model.spec, 1)
+    cache = KvCache(
+        model.spec,
+        num_layers=len(stage.layers),
+        block_tokens=config.block_tokens,
+        num_device_blocks=blocks,
+        num_host_blocks=0,
+        device=placement.device,
+        dtype=placement.dtype,
+    )
+    watched = _WatchedModel(model.load(stage, placement, lambda done, total: None), watch)
+    link, hidden_size = LocalLink(None, None, 0.0), model.spec.hidden_size
+    return Runner(watched, stage, cache, link, hidden_size=hidden_size, timeout_s=60.0), ThreadCopies(None)
+
+
+def _medians(seconds: list[dict[str, float]]) -> dict[str, float]:
+    """Milliseconds by part, the largest first."""
+    medians = {name: 1000 * statistics.median(parts[name] for parts in seconds) for name in seconds[0]}
+    return dict(sorted(medians.items(), key=lambda part: -part[1]))

@@ -1,0 +1,32 @@
+"""The parts of an iteration, timed on a tiny model."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from tiny_model import write_tiny_model
+
+from launch.bench.iteration import IterationBench, Watch
+
+
+def test_a_part_within_another_stops_the_outer_ones_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    watch = Watch()
+    with watch.part("outer"), watch.part("inner"):
+        pass
+    assert watch.seconds == {"outer": 1.0 + 4.0, "inner": 2.0}
+
+
+@pytest.mark.parametrize("weights", ["exact", "int8"])
+def test_every_part_of_an_iteration_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: str
+) -> None:
+    model = str(write_tiny_model(tmp_path))
+    assert IterationBench(model=model, weights=weights, threads=1, jobs=(1, 3), context=9, iterations=2).run() == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["jobs"] for row in report["rows"]] == [1, 3]
+    for row in report["rows"]:
+        assert row["ms"].keys() == {"schedule", "codec", "inputs and sampling", "layers", "attention", "head", "text"}
+        assert all(ms > 0 for ms in row["ms"].values())
