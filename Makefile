@@ -9,7 +9,7 @@ INSTALL := $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test soak fuzz lint check readme clean
+.PHONY: help serve test soak fuzz sdk lint check readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ soak: $(VENV)/installed-dev ## run what takes minutes: many clients at once, mem
 
 fuzz: $(VENV)/installed-dev ## ask for all that the OpenAPI document allows and forbids
 	@$(VENV)/bin/python -m pytest -m fuzz -s $(ARGS)
+
+sdk: $(VENV)/installed-dev ## try several versions of the official clients, for Python and for Node
+	@$(VENV)/bin/python -m pytest -m sdk -s $(ARGS)
 
 lint: $(VENV)/installed-dev ## check formatting, lint and types
 	@$(VENV)/bin/ruff format --check
