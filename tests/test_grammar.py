@@ -216,39 +216,48 @@ def test_what_would_hurt_others_is_compiled_in_no_time(name: str) -> None:
     assert time.monotonic() - begun < 0.8 + SLACK_S
 
 
-def test_the_event_loop_goes_on_while_grammars_are_compiled() -> None:
-    longest_s = 0.0
+def longest_stall_s(use: Callable[[Grammars], Awaitable[None]]) -> float:
+    """The longest that the event loop stood still meanwhile; the shortest of three tries, on a machine that is busy."""
 
-    async def watch() -> None:
-        nonlocal longest_s
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.001)
-            longest_s = max(longest_s, time.monotonic() - before)
+    async def watched(grammars: Grammars) -> float:
+        longest_s = 0.0
 
-    async def use(grammars: Grammars) -> None:
+        async def watch() -> None:
+            nonlocal longest_s
+            while True:
+                before = time.monotonic()
+                await asyncio.sleep(0.001)
+                longest_s = max(longest_s, time.monotonic() - before)
+
         await grammars.compile(GrammarSource("regex", "a"))
         watching = asyncio.create_task(watch())
-        sources = [GrammarSource(kind, text) for kind, text in [*HOSTILE.values(), *HARMLESS.values()]]
-        sources.append(GrammarSource("json_schema", SLOW))
-        answers = await asyncio.gather(*map(grammars.compile, sources), return_exceptions=True)
+        await use(grammars)
         watching.cancel()
+        return longest_s
+
+    return min(with_grammars(watched) for _ in range(3))
+
+
+def test_the_event_loop_goes_on_while_grammars_are_compiled() -> None:
+    sources = [GrammarSource(kind, text) for kind, text in [*HOSTILE.values(), *HARMLESS.values()]]
+    sources.append(GrammarSource("json_schema", SLOW))
+
+    async def use(grammars: Grammars) -> None:
+        answers = await asyncio.gather(*map(grammars.compile, sources), return_exceptions=True)
         assert [answer for answer in answers if not isinstance(answer, (Grammar, GrammarError))] == []
 
-    with_grammars(use)
-    assert longest_s < 0.2
+    assert longest_stall_s(use) < 0.2
 
 
 def test_who_waits_for_others_to_be_compiled_is_not_refused_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_file, "COMPILE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(grammar_file, "COMPILE_TIMEOUT_S", 0.25)
+    monkeypatch.setattr(grammar_file, "_COMPILERS", 1)
 
     async def use(grammars: Grammars) -> None:
         await grammars.compile(GrammarSource("regex", "a"))
-        waiting = [grammars.compile(GrammarSource("json_schema", SLOW + " " * i)) for i in range(2)]
-        *refused, answer = await asyncio.gather(
-            *waiting, grammars.compile(GrammarSource("regex", "b")), return_exceptions=True
-        )
-        assert [str(error) for error in refused] == ["it takes longer than 0.05 s to compile"] * 2
+        waiting = [grammars.compile(GrammarSource("json_schema", SLOW)), grammars.compile(GrammarSource("regex", "b"))]
+        refused, answer = await asyncio.gather(*waiting, return_exceptions=True)
+        assert str(refused) == "it takes longer than 0.25 s to compile"
         assert isinstance(answer, Grammar)
 
     with_grammars(use)
