@@ -1,4 +1,4 @@
-"""What all tests share: no test reads or writes the user's caches, or reaches a hub."""
+"""What all tests share: no test reads or writes the user's caches, reaches a hub, or draws other examples each time."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session", autouse=True)
