@@ -26,7 +26,7 @@ from launch.lab.timeline import Span, draw_timelines, lives
 from launch.lab.workload import Request, make_requests
 
 _WORKLOAD = "sharegpt:0.25"
-_REQUESTS = 90
+_REQUESTS = 72
 _BATCH = 8
 _DEVICE_BLOCKS = 48  # about eight contexts in the middle of their lives
 _HOST_BLOCKS = 4000
