@@ -46,10 +46,6 @@ clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# ---------------------------------------------------------------------------- benchmarks
-
-
-
 # ---------------------------------------------------------------------------- the environment
 
 $(VENV)/bin/pip:
