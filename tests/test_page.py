@@ -15,7 +15,7 @@ class Small:
         return {"seeds": seeds}
 
     def render(self, data: Data, pictures: Path) -> dict[str, str]:
-        return {"figures": f"![from {data['seeds']} seeds](azure.svg)"}
+        return {"figures": f"![from {data['seeds']} seeds](azure.png)"}
 
 
 def test_an_experiment_is_kept_with_its_origin_and_described_from_what_is_kept(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_an_experiment_is_kept_with_its_origin_and_described_from_what_is_kept(t
     assert kept.data == {"seeds": 7}
     page.write()
     text = page.path.read_text()
-    assert "![from 7 seeds](reproduction/azure.svg)" in text
+    assert "![from 7 seeds](reproduction/azure.png)" in text
     assert f"commit {kept.commit}" in text
 
 

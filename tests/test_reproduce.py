@@ -21,7 +21,7 @@ def test_the_page_is_what_the_kept_data_say(tmp_path: Path) -> None:
     page = Page(tmp_path, EXPERIMENTS)
     page.write()
     assert page.path.read_text() == (DOCS / "reproduction.md").read_text(), "run: skipjoin reproduce --only none"
-    drawn, committed = ({path.name for path in place.glob("*.svg")} for place in (folder, DOCS / "reproduction"))
+    drawn, committed = ({path.name for path in place.glob("*.png")} for place in (folder, DOCS / "reproduction"))
     assert drawn == committed
 
 

@@ -103,7 +103,7 @@ class Engine:
 
     def render(self, data: Data, pictures: Path) -> dict[str, str]:
         found = msgspec.convert(data, Recorded)
-        draw_timelines(found.lives, pictures / f"{self.name}.svg")
+        draw_timelines(found.lives, pictures / f"{self.name}.png")
         of = {setting: [run for run in found.runs if run.setting == setting] for setting in _SETTINGS}
         fcfs, skip = (of[setting] for setting in _SETTINGS[:2])
         gains = [

@@ -20,7 +20,7 @@ class Experiment(Protocol):
         ...
 
     def render(self, data: Data, pictures: Path) -> dict[str, str]:
-        """The pieces of its section, in Markdown. Pictures go to the folder, as `{name}....svg`."""
+        """The pieces of its section, in Markdown. Pictures go to the folder, as `{name}....png`."""
         ...
 
 

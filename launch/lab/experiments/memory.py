@@ -91,7 +91,7 @@ class MemoryExperiment:
 
     def _draw(self, found: Table, pictures: Path) -> None:
         rates = found.all_of("rate")
-        with figure(pictures / f"{self.name}.svg", len(_SHARES)) as axes:
+        with figure(pictures / f"{self.name}.png", len(_SHARES)) as axes:
             for axis, share in zip(axes, _SHARES, strict=True):
                 curves: dict[str, Curve] = {}
                 for strategy in _STRATEGIES:

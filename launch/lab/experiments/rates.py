@@ -86,7 +86,7 @@ class Rates:
         return Crossing.of(rates, norms, SLO * PRESETS[model].decode_s)
 
     def _draw(self, found: Table, workload: str, model: str, pictures: Path) -> None:
-        with figure(pictures / f"{self.name}-{workload}-{model}.svg", 3) as axes:
+        with figure(pictures / f"{self.name}-{workload}-{model}.png", 3) as axes:
             for axis, (name, label) in zip(axes, _PANELS.items(), strict=True):
                 curves: dict[str, Curve] = {
                     policy: Curve(*_curve(found, workload, model, policy, name)) for policy in _POLICIES

@@ -78,7 +78,7 @@ class Shapes:
             ("Zipf exponent", {exponent: {"workload": f"zipf:{exponent}"} for exponent in _EXPONENTS}),
             ("prompt / output", {ratio: {"workload": f"ratio:{ratio}"} for ratio in _RATIOS}),
         ]
-        with figure(pictures / f"{self.name}.svg", 3) as axes:
+        with figure(pictures / f"{self.name}.png", 3) as axes:
             for axis, (label, panel) in zip(axes, panels, strict=True):
                 curves: dict[str, Curve] = {}
                 for policy in _POLICIES:
