@@ -8,6 +8,8 @@ from sse_starlette.sse import AppStatus
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
 
 from common.config import Config
@@ -32,7 +34,7 @@ from gateway.api.idempotency import Idempotency
 from gateway.api.keys import Door, KeyRing
 from gateway.api.models import ModelsEndpoint
 from gateway.api.openapi import OpenApiEndpoint
-from gateway.api.operations import Operation
+from gateway.api.operations import Endpoint, Operation
 from gateway.api.responses.endpoint import ResponsesEndpoint
 from gateway.api.responses.records import Deleted, Event, InputTokens, ItemList, Response, ResponsesRequest
 from gateway.api.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -79,9 +81,20 @@ def _cross_origin(config: Config) -> dict[str, Any]:
 
 
 def _routes(service: Service, registry: CollectorRegistry) -> Iterator[Route]:
+    """One for each path: a wrong method is then told of all that are right."""
+    endpoints: dict[str, dict[str, Endpoint]] = {}
     for operation in _operations(service, registry):
-        yield Route(operation.path, operation.endpoint, methods=[operation.method])
-        yield Route(operation.path + "/", operation.endpoint, methods=[operation.method])
+        endpoints.setdefault(operation.path, {})[operation.method] = operation.endpoint
+    for path, by_method in endpoints.items():
+        yield Route(path, _by_method(by_method), methods=list(by_method))
+        yield Route(path + "/", _by_method(by_method), methods=list(by_method))
+
+
+def _by_method(endpoints: dict[str, Endpoint]) -> Endpoint:
+    async def endpoint(request: Request) -> HttpResponse:
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+
+    return endpoint
 
 
 def _operations(service: Service, registry: CollectorRegistry) -> list[Operation]:

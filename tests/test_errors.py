@@ -70,6 +70,11 @@ def test_wrong_paths_and_methods_have_the_shape_of_an_error(
         assert headers["allow"]
 
 
+def test_a_wrong_method_is_told_of_all_that_are_right(url: str) -> None:
+    _, headers, _ = ask(url, "PUT", "/v1/responses/x")
+    assert set(headers["allow"].split(", ")) == {"GET", "HEAD", "DELETE"}
+
+
 def test_a_bug_tells_the_client_an_id_and_nothing_else() -> None:
     with serving(BrokenEngine()) as url:
         status, headers, body = ask(url, "POST", "/v1/completions", b'{"prompt": "x"}', x_request_id="my-id")
