@@ -149,6 +149,7 @@ def profile_path(files: ModelFiles, config: Config, offers: list[Ready], folder:
         stat.st_mtime_ns,
         config.block_tokens,
         config.max_batch_jobs,
+        config.weights,
     ]
     facts += [[offer.hostname, offer.device, offer.dtype, offer.block_bytes] for offer in offers]
     digest = hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:16]

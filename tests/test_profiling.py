@@ -96,8 +96,9 @@ def test_another_device_layout_or_model_has_another_profile(tmp_path: Path) -> N
         profile_path(files, Config(), [other], tmp_path),
         profile_path(files, Config(), [OFFER, OFFER], tmp_path),
         profile_path(files, Config(block_tokens=32), [OFFER], tmp_path),
+        profile_path(files, Config(weights="int8"), [OFFER], tmp_path),
     }
     model.write_bytes(b"12")
     paths.add(profile_path(files, Config(), [OFFER], tmp_path))
-    assert len(paths) == 5
+    assert len(paths) == 6
     assert profile_path(files, Config(port=1234), [OFFER], tmp_path) in paths
