@@ -141,13 +141,8 @@ class Simulation:
         return self._result
 
     def _submit(self, job_id: int, request: Request) -> None:
-        """At its own time of arrival, though a slot of the pipeline may have become free only later.
-
-        A salt of its own keeps it from sharing KV with the others, which all have the same tokens.
-        """
-        generation = Generation(
-            prompt=[_TOKEN] * request.prompt_tokens, max_tokens=request.output_tokens, cache_salt=f"{job_id}"
-        )
+        """At its own time of arrival, though a slot of the pipeline may have become free only later."""
+        generation = Generation(prompt=[_TOKEN] * request.prompt_tokens, max_tokens=request.output_tokens)
         job = self.scheduler.submit(job_id, generation, request.arrival_s)
         self._live[job_id] = (job, _Seen())
 

@@ -60,7 +60,6 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             aging_limit_ms=self.aging_limit_ms,
             # As in the paper: whole prompts, and what moved or was dropped is gone from the device.
             prefill_chunk_tokens=0,
-            prefix_cache=False,
         )
         figures = Simulation(config, machine, self.requests()).run().summary()
         return {name: float(f"{figures[name]:.6g}") for name in _KEPT}
