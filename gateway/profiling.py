@@ -46,7 +46,9 @@ class Profiler:
         self._config = config
         self._pools = pools
         self._vocab_size = vocab_size
-        self._context = min(DECODE_CONTEXT, max_context - 1)
+        # In a small pool shorter contexts, so that full batches are measured, not guessed from small ones.
+        most = pools.num_device_blocks // config.max_batch_jobs * config.block_tokens - 1
+        self._context = max(1, min(DECODE_CONTEXT, max_context - 1, most))
         self._max_context = max_context
         self._seq = 0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from common.config import ConfigError
 from launch.lab.experiments.azure import Azure
 from launch.lab.experiments.depth import Depth
-from launch.lab.experiments.engine import Engine
+from launch.lab.experiments.engine import POLICIES, STRATEGIES
 from launch.lab.experiments.experiment import Experiment
 from launch.lab.experiments.memory import MemoryExperiment
 from launch.lab.experiments.rates import Rates
@@ -21,7 +21,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Depth(),
     Stationary(),
     Azure(),
-    Engine(),
+    POLICIES,
+    STRATEGIES,
 )
 
 
@@ -30,7 +31,8 @@ class Reproduce:
     """Run the paper's experiments and write a page about them, with what the paper reports beside every figure.
 
     Each experiment is kept as JSON; one that is not run again is drawn from what is kept. Simulations give the same
-    figures everywhere. `engine` runs real servers, takes about a quarter of an hour, and wants an idle machine.
+    figures everywhere. `engine` and `engine-memory` run real servers, take some ten minutes each, and want an idle
+    machine.
     """
 
     only: str | None = None
@@ -54,7 +56,7 @@ def choose(names: str | None) -> list[Experiment]:
     """The experiments that are named, separated by commas; None: all simulations. Raises ConfigError."""
     named = {experiment.name: experiment for experiment in EXPERIMENTS}
     if names is None:
-        return [experiment for experiment in EXPERIMENTS if experiment.name != "engine"]
+        return [experiment for experiment in EXPERIMENTS if not experiment.name.startswith("engine")]
     wanted = [name.strip() for name in names.split(",") if name.strip() != "none"]
     if unknown := [name for name in wanted if name not in named]:
         raise ConfigError(f"no experiment {unknown[0]!r}; there are {', '.join(named)}")

@@ -5,7 +5,7 @@ import pytest
 from common.config import ConfigError
 from gateway.profiling import save_profile
 from gateway.scheduling.cost import Profile
-from launch.lab.machine import PRESETS, UNLIMITED, capacity, find_machine
+from launch.lab.machine import PRESETS, UNLIMITED, capacity, find_machine, slower
 from launch.lab.workload import Request
 
 
@@ -56,3 +56,11 @@ def test_capacity_is_what_full_batches_can_serve() -> None:
     # A prompt of 1,000 tokens makes one of them 151 ms and what 15 other tokens take, instead of 30.
     long = [Request(0.0, 1000, 100)]
     assert capacity(PRESETS["opt-13b"], long, batch=16) == pytest.approx(1 / (3.0 / 16 + 1015 * 0.000151 - 0.030))
+
+
+def test_a_slower_machine_takes_so_many_times_as_long_for_everything() -> None:
+    machine, twice = PRESETS["opt-13b"], slower(PRESETS["opt-13b"], 2.0)
+    requests = [Request(0.0, 20, 100)]
+    assert capacity(twice, requests, 16) == pytest.approx(capacity(machine, requests, 16) / 2)
+    assert twice.cost.copy_s == 2 * machine.cost.copy_s
+    assert twice.cost.prefill_s(900) == 2 * machine.cost.prefill_s(900)

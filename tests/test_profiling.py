@@ -71,9 +71,15 @@ def test_a_busy_machine_does_not_spoil_the_profile() -> None:
     assert [seconds for _, seconds in disturbed.decode] == pytest.approx([seconds for _, seconds in quiet.decode])
 
 
+def test_full_batches_are_measured_in_small_pools_too_with_shorter_contexts() -> None:
+    profile = measure(TimedPipeline(), num_blocks=48)
+    assert [jobs for jobs, _ in profile.decode] == [1, 4, 8, 16]
+    assert profile.decode_context == 47
+
+
 def test_a_tiny_pool_is_measured_too() -> None:
     profile = measure(TimedPipeline(), num_blocks=2, max_context=32)
-    assert [jobs for jobs, _ in profile.decode] == [1]
+    assert [jobs for jobs, _ in profile.decode] == [1, 2]
 
 
 def test_a_profile_is_kept_and_found_again(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The machines that a simulation can run on: what iterations, KV and copies cost there."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.config import Config, ConfigError
@@ -77,6 +77,32 @@ def find_machine(name: str) -> Machine:
             f"{name} was measured with --block-tokens {profile.block_tokens}; simulations have {BLOCK_TOKENS}"
         )
     return Machine(profile, profile.decode_s(1), profile.block_bytes, UNLIMITED, UNLIMITED)
+
+
+@dataclass(frozen=True, slots=True)
+class Slower:
+    """A cost model whose every time is `factor` times as long."""
+
+    cost: IterationCost
+    factor: float
+
+    @property
+    def copy_s(self) -> float:
+        return self.factor * self.cost.copy_s
+
+    def prefill_s(self, tokens: int) -> float:
+        return self.factor * self.cost.prefill_s(tokens)
+
+    def decode_s(self, jobs: int) -> float:
+        return self.factor * self.cost.decode_s(jobs)
+
+    def iteration_s(self, prefill_tokens: int, decode_jobs: int, context_tokens: int) -> float:
+        return self.factor * self.cost.iteration_s(prefill_tokens, decode_jobs, context_tokens)
+
+
+def slower(machine: Machine, factor: float) -> Machine:
+    """The machine when it has other things to do as well."""
+    return replace(machine, cost=Slower(machine.cost, factor), decode_s=factor * machine.decode_s)
 
 
 def capacity(machine: Machine, requests: Sequence[Request], batch: int) -> float:

@@ -1,11 +1,13 @@
 """The real engine: policies and KV strategies on real tokens, interleaved, and the simulator held against them."""
 
 import asyncio
+import os
 import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.request import urlopen
@@ -19,14 +21,13 @@ from launch.bench.client import Client
 from launch.bench.load import Load, LoadResult
 from launch.bench.server import serving
 from launch.lab.experiments.experiment import Data, number, table
-from launch.lab.machine import capacity, find_machine
+from launch.lab.machine import Machine, capacity, find_machine, slower
 from launch.lab.samples import Sample, summary
-from launch.lab.simulator import Simulation
+from launch.lab.simulator import Simulated, Simulation
 from launch.lab.timeline import Span, draw_timelines, lives
 from launch.lab.workload import Request, make_requests
 
 _WORKLOAD = "sharegpt:0.25"
-_REQUESTS = 72
 _BATCH = 8
 _DEVICE_BLOCKS = 48  # about eight contexts in the middle of their lives
 _HOST_BLOCKS = 4000
@@ -36,25 +37,15 @@ _OPTIONS = [
     *("--max-batch-jobs", str(_BATCH), "--max-waiting-jobs", "10000"),
     *("--kv-device-blocks", str(_DEVICE_BLOCKS), "--kv-host-blocks", str(_HOST_BLOCKS)),
 ]
+_CALIBRATION = 48  # requests, all at once
+_CALIBRATION_SEED = 1000
 
 
 class Setting(msgspec.Struct, frozen=True):
-    """What a server is started with, and the load that it gets."""
+    """What a server is started with."""
 
     policy: Policy
-    kv_strategy: KvStrategy
-    load: float
-
-
-_OVERLOADED = (
-    Setting("fcfs", "proactive", _OVERLOAD),
-    Setting("skip-join", "proactive", _OVERLOAD),
-    Setting("skip-join", "reactive", _OVERLOAD),
-    Setting("skip-join", "recompute", _OVERLOAD),
-    Setting("skip-join", "defer", _OVERLOAD),
-)
-_EASY = (Setting("fcfs", "proactive", 0.7), Setting("skip-join", "proactive", 0.7))  # measured once
-_SETTINGS = (*_OVERLOADED, *_EASY)
+    kv_strategy: KvStrategy = "proactive"
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -70,67 +61,78 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """All runs, and for a picture the jobs' lives in the last round's overload under two policies."""
+    """All runs, and for a picture the jobs' lives in the last round."""
 
+    requests: int
+    slowdown: float  # of a server with clients beside it, over the profile of an idle one
     runs: list[Run]
     lives: dict[str, list[Span]]
 
 
 class Engine:
-    name = "engine"
+    """Servers with different settings under the same overload, in interleaved rounds."""
+
+    def __init__(self, name: str, settings: Sequence[Setting], requests: int) -> None:
+        self.name = name
+        self._settings = settings
+        self._requests = requests
 
     def measure(self, seeds: int) -> Data:
-        """`seeds` does not matter: there are three interleaved rounds, each with requests of its own."""
-        profile = _profile()
-        machine = find_machine(profile)
-        full = capacity(machine, make_requests(_WORKLOAD, 4000), _BATCH)
+        """`seeds` does not matter: there are three rounds, each with requests of its own."""
+        profiled = find_machine(_profile())
+        slowdown = _slowdown(profiled)
+        machine = slower(profiled, slowdown)
+        rate = _OVERLOAD * capacity(machine, make_requests(_WORKLOAD, 4000), _BATCH)
         runs: list[Run] = []
         of_jobs: dict[str, list[Span]] = {}
-        turns = [(turn, setting) for turn in range(_ROUNDS) for setting in _OVERLOADED] + [(0, s) for s in _EASY]
+        turns = [(turn, setting) for turn in range(_ROUNDS) for setting in self._settings]
         with TemporaryDirectory() as folder:
             for turn, setting in tqdm(turns, desc=self.name):
-                requests = make_requests(_WORKLOAD, _REQUESTS, setting.load * full, seed=turn)
+                requests = make_requests(_WORKLOAD, self._requests, rate, seed=turn)
                 record = Path(folder) / f"{len(runs)}.jsonl"
                 result, stall_share = _run(setting, requests, record)
-                simulated = _simulate(setting, requests, result.samples, profile)
+                simulated = _simulate(setting, requests, result.samples, machine).summary()
                 figures = summary(result.samples)
-                runs.append(
-                    Run(setting, turn, setting.load * full, figures, result.tokens_per_s, stall_share, simulated)
-                )
-                if setting in _OVERLOADED[:2]:
-                    of_jobs[setting.policy] = lives(read_recording(record))
-        return msgspec.to_builtins(Recorded(runs, of_jobs))
+                runs.append(Run(setting, turn, rate, figures, result.tokens_per_s, stall_share, simulated))
+                of_jobs[f"{setting.policy}, {setting.kv_strategy}"] = lives(read_recording(record))
+        return msgspec.to_builtins(Recorded(self._requests, slowdown, runs, of_jobs))
 
     def render(self, data: Data, pictures: Path) -> dict[str, str]:
         found = msgspec.convert(data, Recorded)
         draw_timelines(found.lives, pictures / f"{self.name}.png")
-        of = {setting: [run for run in found.runs if run.setting == setting] for setting in _SETTINGS}
-        fcfs, skip = (of[setting] for setting in _SETTINGS[:2])
-        gains = [
-            slow.figures["mean_norm_s"] / fast.figures["mean_norm_s"] for slow, fast in zip(fcfs, skip, strict=True)
-        ]
-        errors = {
-            s: _median(runs, lambda run: run.simulated["mean_jct_s"] / run.figures["mean_jct_s"] - 1)
-            for s, runs in of.items()
-        }
+        of = {setting: [run for run in found.runs if run.setting == setting] for setting in self._settings}
+        first, second = (of[setting] for setting in self._settings[:2])
+        gains = [a.figures["mean_norm_s"] / b.figures["mean_norm_s"] for a, b in zip(first, second, strict=True)]
         return {
-            "rate": number(fcfs[0].rate),
-            "requests": str(_REQUESTS),
+            "rate": number(found.runs[0].rate),
+            "requests": str(found.requests),
             "rounds": str(_ROUNDS),
+            "slowdown": number(found.slowdown),
             "runs": table(_HEAD, [_row(setting, runs) for setting, runs in of.items()]),
             "gain": number(statistics.median(gains)),
             "gains": ", ".join(number(gain) for gain in gains),
             "simulations": table(
-                ["policy", "KV strategy", "load", "JCT, s", "simulated, s", "simulated over real, medians"],
-                [[*_names(s), *_pair(runs), f"{100 * errors[s]:+.0f} %"] for s, runs in of.items()],
+                ["policy", "KV strategy", "JCT, s", "simulated, s", "simulated over real, round by round"],
+                [[s.policy, s.kv_strategy, *_pair(runs), _errors(runs)] for s, runs in of.items()],
             ),
         }
 
 
+def _errors(runs: Sequence[Run]) -> str:
+    ratios = [run.simulated["mean_jct_s"] / run.figures["mean_jct_s"] for run in runs]
+    return ", ".join(f"{100 * (ratio - 1):+.0f} %" for ratio in ratios)
+
+
+POLICIES = Engine("engine", (Setting("fcfs"), Setting("skip-join")), 120)
+STRATEGIES = Engine(
+    "engine-memory",
+    tuple(Setting("skip-join", strategy) for strategy in ("proactive", "reactive", "recompute", "defer")),
+    72,
+)
+
 _HEAD = [
     "policy",
     "KV strategy",
-    "load",
     "s/token",
     "P95 s/token",
     "JCT, s",
@@ -145,11 +147,7 @@ def _row(setting: Setting, runs: list[Run]) -> list[object]:
     names = ("mean_norm_s", "p95_norm_s", "mean_jct_s", "p99_jct_s", "mean_ttft_s")
     figures = [statistics.median(run.figures[name] for run in runs) for name in names]
     rate, stalled = _median(runs, lambda run: run.tokens_per_s), _median(runs, lambda run: run.stall_share)
-    return [*_names(setting), *figures, rate, number(100 * stalled, " %")]
-
-
-def _names(setting: Setting) -> tuple[str, str, float]:
-    return setting.policy, setting.kv_strategy, setting.load
+    return [setting.policy, setting.kv_strategy, *figures, rate, number(100 * stalled, " %")]
 
 
 def _pair(runs: list[Run]) -> tuple[float, float]:
@@ -188,10 +186,8 @@ def _stalled_and_busy_s(url: str) -> tuple[float, float]:
     return float(stalled[1]), float(busy[1])
 
 
-def _simulate(
-    setting: Setting, requests: Sequence[Request], samples: Sequence[Sample], profile: str
-) -> dict[str, float]:
-    """The same requests, with the lengths that they really had, on the machine as `skipjoin profile` measured it."""
+def _simulate(setting: Setting, requests: Sequence[Request], samples: Sequence[Sample], machine: Machine) -> Simulated:
+    """The same requests, with the lengths that they really had."""
     real = [
         Request(request.arrival_s, sample.prompt_tokens, sample.output_tokens)
         for request, sample in zip(requests, samples, strict=True)
@@ -203,7 +199,18 @@ def _simulate(
         kv_device_blocks=_DEVICE_BLOCKS,
         kv_host_blocks=_HOST_BLOCKS,
     )
-    return Simulation(config, find_machine(profile), real).run().summary()
+    return Simulation(config, machine, real).run()
+
+
+def _slowdown(machine: Machine) -> float:
+    """How many times as long as simulated a server takes for requests that all come at once.
+
+    The profile is that of an idle server; while it serves, gateway and clients share its cores.
+    """
+    setting = Setting("fcfs")
+    requests = [replace(r, arrival_s=0.0) for r in make_requests(_WORKLOAD, _CALIBRATION, seed=_CALIBRATION_SEED)]
+    result, _ = _run(setting, requests, Path(os.devnull))
+    return result.duration_s / _simulate(setting, requests, result.samples, machine).makespan_s
 
 
 def _profile() -> str:
