@@ -120,10 +120,13 @@ class Proactive(KvStrategy):
         Jobs that have no KV do not count: who of them can start runs anyway, and who cannot must not keep others away.
         """
         queue, soon = self._memory.queue, 2 * self._memory.places
-        on_host = (job for job in queue.away if job.residence is Residence.HOST)
-        return [
-            job for job in islice(on_host, soon) if queue.resident.ahead(job.rank) + queue.away.ahead(job.rank) < soon
-        ]
+        found = []
+        for ahead, job in enumerate(queue.away):
+            if ahead + queue.resident.ahead(job.rank) >= soon:
+                break
+            if job.residence is Residence.HOST:
+                found.append(job)
+        return found
 
     def _offload(self, moves: Moves, deficit: int, waiting: list[Job], enst: Outlook) -> None:
         ledger = self._memory.ledger
