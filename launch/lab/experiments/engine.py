@@ -72,8 +72,9 @@ class Recorded(msgspec.Struct, frozen=True):
 class Engine:
     """Servers with different settings under the same overload, in interleaved rounds."""
 
-    def __init__(self, name: str, settings: Sequence[Setting], requests: int) -> None:
+    def __init__(self, name: str, settings: Sequence[Setting], requests: int, *, pictured: bool = False) -> None:
         self.name = name
+        self._pictured = pictured
         self._settings = settings
         self._requests = requests
 
@@ -94,12 +95,14 @@ class Engine:
                 simulated = _simulate(setting, requests, result.samples, machine).summary()
                 figures = summary(result.samples)
                 runs.append(Run(setting, turn, rate, figures, result.tokens_per_s, stall_share, simulated))
-                of_jobs[f"{setting.policy}, {setting.kv_strategy}"] = lives(read_recording(record))
+                if self._pictured:
+                    of_jobs[f"{setting.policy}, {setting.kv_strategy}"] = lives(read_recording(record))
         return msgspec.to_builtins(Recorded(self._requests, slowdown, runs, of_jobs))
 
     def render(self, data: Data, pictures: Path) -> dict[str, str]:
         found = msgspec.convert(data, Recorded)
-        draw_timelines(found.lives, pictures / f"{self.name}.png")
+        if self._pictured:
+            draw_timelines(found.lives, pictures / f"{self.name}.png")
         of = {setting: [run for run in found.runs if run.setting == setting] for setting in self._settings}
         first, second = (of[setting] for setting in self._settings[:2])
         gains = [a.figures["mean_norm_s"] / b.figures["mean_norm_s"] for a, b in zip(first, second, strict=True)]
@@ -123,7 +126,7 @@ def _errors(runs: Sequence[Run]) -> str:
     return ", ".join(f"{100 * (ratio - 1):+.0f} %" for ratio in ratios)
 
 
-POLICIES = Engine("engine", (Setting("fcfs"), Setting("skip-join")), 120)
+POLICIES = Engine("engine", (Setting("fcfs"), Setting("skip-join")), 120, pictured=True)
 STRATEGIES = Engine(
     "engine-memory",
     tuple(Setting("skip-join", strategy) for strategy in ("proactive", "reactive", "recompute", "defer")),
