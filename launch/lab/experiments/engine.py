@@ -109,6 +109,7 @@ class Engine:
         return {
             "rate": number(found.runs[0].rate),
             "requests": str(found.requests),
+            "arrivals": f"{found.requests / found.runs[0].rate:.0f} seconds",
             "rounds": str(_ROUNDS),
             "slowdown": number(found.slowdown),
             "runs": table(_HEAD, [_row(setting, runs) for setting, runs in of.items()]),
@@ -126,7 +127,7 @@ def _errors(runs: Sequence[Run]) -> str:
     return ", ".join(f"{100 * (ratio - 1):+.0f} %" for ratio in ratios)
 
 
-POLICIES = Engine("engine", (Setting("fcfs"), Setting("skip-join")), 120, pictured=True)
+POLICIES = Engine("engine", (Setting("fcfs"), Setting("skip-join")), 360, pictured=True)
 STRATEGIES = Engine(
     "engine-memory",
     tuple(Setting("skip-join", strategy) for strategy in ("proactive", "reactive", "recompute", "defer")),
