@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+if not torch.cuda.is_available():  # Read when kernels are first imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
 

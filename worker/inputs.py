@@ -10,6 +10,7 @@ from torch import Tensor
 from common.records import Entry
 
 Ints = NDArray[np.int64]
+_ZERO: Ints = np.zeros(1, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,19 +48,24 @@ def build_inputs(entries: list[Entry], block_tokens: int, device: torch.device) 
     ]
     tokens = [token for entry in entries for token in entry.tokens]
     sampled = [s.first + s.count - 1 for s, e in zip(segments, entries, strict=True) if e.sampling is not None]
-    return Inputs(
-        tokens=to_device(np.array(tokens, dtype=np.int64), device),
-        positions=to_device(np.concatenate(positions), device),
-        slots=to_device(np.concatenate(slots), device),
-        sampled=to_device(np.array(sampled, dtype=np.int64), device),
-        segments=segments,
-    )
+    numbers = [np.array(tokens), np.concatenate(positions), np.concatenate(slots), np.array(sampled, dtype=np.int64)]
+    tokens_there, positions_there, slots_there, sampled_there = to_device_together(numbers, device)
+    return Inputs(tokens_there, positions_there, slots_there, sampled_there, segments)
 
 
 def to_device(numbers: Ints, device: torch.device) -> Tensor:
     """Send small integers to the device without waiting for it."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def to_device_together(numbers: list[Ints], device: torch.device) -> list[Tensor]:
+    """Send them in one copy. 16 divides all their addresses: Triton would compile kernels anew for others."""
+    odd = [part.size % 2 for part in numbers]
+    padded = [piece for part, pad in zip(numbers, odd, strict=True) for piece in (part.ravel(), _ZERO[:pad])]
+    sizes = [part.size + pad for part, pad in zip(numbers, odd, strict=True)]
+    parts = to_device(np.concatenate(padded), device).split_with_sizes(sizes)
+    return [part[: ints.size].view(ints.shape) for part, ints in zip(parts, numbers, strict=True)]
 
 
 def _segments(entries: list[Entry], block_tokens: int) -> list[Segment]:

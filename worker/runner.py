@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.records import Entry, Logprobs, Plan, Result
 from common.topology import Stage
-from worker.attention.native import open_kernel
+from worker.attention import native, triton_paged
 from worker.attention.paged import PagedAttention, Scratch
 from worker.copier import Copies
 from worker.inputs import Inputs, build_inputs
@@ -35,7 +35,7 @@ class Runner:
         self._timeout_s = timeout_s
         self._device = cache.torch_device
         self._scratch = Scratch(cache)
-        self._kernel = open_kernel(cache)
+        self._kernel = triton_paged.open_kernel(cache) or native.open_kernel(cache)
 
     @torch.inference_mode()
     def run(self, plan: Plan, copies: Copies) -> Result | None:
