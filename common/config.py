@@ -68,6 +68,8 @@ class Config:
     """Where the stages compute. auto: CUDA where every stage can have it, else the CPU."""
     threads: int | None = None
     """CPU threads per stage. Default: the host's cores divided by the stages on it."""
+    cuda_graphs: bool = True
+    """On CUDA, replay decode iterations as recorded graphs: faster at small batches, for a little memory."""
     max_context: int | None = None
     """Longest prompt plus output in tokens. Default: the model's own, cut to what the device pool holds."""
 

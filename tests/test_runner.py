@@ -16,7 +16,7 @@ from worker.runner import Runner
 class Pipeline:
     """All stages in one thread: a plan goes through them one after the other."""
 
-    def __init__(self, num_stages: int = 1, device: str = "cpu") -> None:
+    def __init__(self, num_stages: int = 1, device: str = "cpu", *, graph_jobs: int = 0) -> None:
         wiring = LocalWiring(timeout_s=0.1)
         setup = Setup(1, list(range(1, num_stages + 1)), 32, 32, "", 0)
         self.runners: list[Runner] = []
@@ -26,7 +26,8 @@ class Pipeline:
             self.copiers.append(open_copier(cache))
             model = FakeStage(SPEC, stage, device)
             link = wiring.connect(setup, stage.index)
-            self.runners.append(Runner(model, stage, cache, link, hidden_size=SPEC.hidden_size, timeout_s=10.0))
+            sizes = {"hidden_size": SPEC.hidden_size, "graph_jobs": graph_jobs}
+            self.runners.append(Runner(model, stage, cache, link, timeout_s=10.0, **sizes))
         self.caches = [runner._cache for runner in self.runners]
         self.seq = 0
 
@@ -59,6 +60,16 @@ def test_any_number_of_stages_says_what_the_dense_model_says(num_stages: int, de
     expected = [greedy_tokens(prompt, 8) for prompt in prompts]
     assert generate(Pipeline(num_stages, device), jobs, 8) == expected
     assert len({tuple(tokens) for tokens in expected}) == 3
+
+
+@pytest.mark.gpu
+def test_graphs_say_what_the_dense_model_says() -> None:
+    pipeline = Pipeline(2, "cuda", graph_jobs=3)
+    for runner in pipeline.runners:
+        runner.warm_up()
+    jobs = [FakeJob(0, [5, 17, 3], [0, 1, 2]), FakeJob(1, [8], [3, 4, 5]), FakeJob(2, [71, 13], [6, 7, 8])]
+    assert generate(pipeline, jobs[:1], 4) == [greedy_tokens([5, 17, 3], 4)]
+    assert generate(pipeline, jobs[1:], 6) == [greedy_tokens([8], 6), greedy_tokens([71, 13], 6)]
 
 
 def test_a_prompt_in_chunks_says_the_same_and_only_its_last_chunk_gives_a_token() -> None:

@@ -224,6 +224,7 @@ class Worker:
             link,
             hidden_size=self._model.spec.hidden_size,
             timeout_s=self._config.iteration_timeout,
+            graph_jobs=self._config.max_batch_jobs if self._config.cuda_graphs else 0,
         )
         runner.warm_up()
         self._epoch = Epoch(setup.epoch, runner, cache, link)

@@ -11,6 +11,7 @@ from common.topology import Stage
 from worker.attention import native, triton_paged
 from worker.attention.paged import PagedAttention, Scratch
 from worker.copier import Copies
+from worker.decode_graphs import DecodeGraphs
 from worker.inputs import Inputs, build_inputs
 from worker.kv_cache import KvCache
 from worker.link import Link
@@ -25,8 +26,17 @@ class Runner:
     """Holds what an iteration needs. Iterations are run one after the other, in the order of their plans."""
 
     def __init__(
-        self, model: StageModel, stage: Stage, cache: KvCache, link: Link, *, hidden_size: int, timeout_s: float
+        self,
+        model: StageModel,
+        stage: Stage,
+        cache: KvCache,
+        link: Link,
+        *,
+        hidden_size: int,
+        timeout_s: float,
+        graph_jobs: int = 0,
     ) -> None:
+        """graph_jobs: jobs up to which decode iterations become CUDA graphs, on devices that have them."""
         self._model = model
         self._stage = stage
         self._cache = cache
@@ -35,7 +45,10 @@ class Runner:
         self._timeout_s = timeout_s
         self._device = cache.torch_device
         self._scratch = Scratch(cache)
-        self._kernel = triton_paged.open_kernel(cache) or native.open_kernel(cache)
+        self._triton = triton_paged.open_kernel(cache)
+        self._kernel = self._triton or native.open_kernel(cache)
+        self._graph_jobs = graph_jobs
+        self._graphs: DecodeGraphs | None = None
 
     @torch.inference_mode()
     def run(self, plan: Plan, copies: Copies) -> Result | None:
@@ -60,13 +73,17 @@ class Runner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Run a tiny prompt and one more token, so that no job pays for first times. Writes block 0."""
+        """Run a tiny prompt and one more token, and record graphs: no job pays for first times. Writes block 0."""
         for start, count in ((0, 2), (2, 1)):
             inputs = build_inputs([Entry(0, start, [0] * count, [0], None)], self._cache.block_tokens, self._device)
             x = inputs.tokens if self._stage.is_first else self._zeros(count)
             hidden = self._forward(x, inputs)
             if self._stage.is_last:
                 self._model.logits(hidden[-1:])
+        if self._triton is not None and self._graph_jobs:
+            ids = torch.zeros(self._graph_jobs, dtype=torch.int64, device=self._device)
+            x = ids if self._stage.is_first else self._zeros(self._graph_jobs)
+            self._graphs = DecodeGraphs(self._model, self._triton, self._cache, x)
 
     def _receive(self, inputs: Inputs | None) -> Tensor:
         if not self._stage.is_first:
@@ -76,6 +93,8 @@ class Runner:
     def _forward(self, x: Tensor, inputs: Inputs | None) -> Tensor:
         if inputs is None:
             return self._zeros(1)
+        if self._graphs is not None and self._graphs.fit(inputs):
+            return self._graphs.run(x, inputs)
         return self._model.forward(x, inputs.positions, self._attention(inputs))
 
     def _attention(self, inputs: Inputs) -> Attention:
