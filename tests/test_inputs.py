@@ -1,10 +1,9 @@
-import numpy as np
 import pytest
 import torch
 from fakes_worker import GREEDY
 
 from common.records import Entry
-from worker.inputs import build_inputs, to_device_together
+from worker.inputs import build_inputs
 
 CPU = torch.device("cpu")
 
@@ -33,10 +32,3 @@ def test_too_few_blocks_are_our_mistake() -> None:
 def test_an_entry_without_tokens_is_our_mistake() -> None:
     with pytest.raises(AssertionError, match="job 9 has no tokens"):
         build_inputs([Entry(9, 3, [], [0], GREEDY)], 4, CPU)
-
-
-def test_numbers_that_travel_together_arrive_aligned_and_in_their_shapes() -> None:
-    numbers = [np.arange(3), np.empty((0, 5), dtype=np.int64), np.arange(6).reshape(2, 3), np.array([7])]
-    arrived = to_device_together(numbers, CPU)
-    assert [part.tolist() for part in arrived] == [part.tolist() for part in numbers]
-    assert {(part.data_ptr() - arrived[0].data_ptr()) % 16 for part in arrived} == {0}

@@ -4,9 +4,9 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from fakes_worker import DEVICES, SPEC, FakeJob, FakeStage, greedy_tokens, make_cache
+from fakes_worker import DEVICES, GREEDY, SPEC, FakeJob, FakeStage, greedy_tokens, make_cache
 
-from common.records import Entry, Plan, Result, Setup
+from common.records import Entry, Penalties, Plan, Result, Sampling, Setup, Shaping
 from common.topology import partition
 from worker.copier import Copier, ThreadCopies, open_copier
 from worker.link import LocalWiring
@@ -70,6 +70,22 @@ def test_graphs_say_what_the_dense_model_says() -> None:
     jobs = [FakeJob(0, [5, 17, 3], [0, 1, 2]), FakeJob(1, [8], [3, 4, 5]), FakeJob(2, [71, 13], [6, 7, 8])]
     assert generate(pipeline, jobs[:1], 4) == [greedy_tokens([5, 17, 3], 4)]
     assert generate(pipeline, jobs[1:], 6) == [greedy_tokens([8], 6), greedy_tokens([71, 13], 6)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graph_jobs", [0, 2])
+def test_an_iteration_waits_for_the_gpu_only_where_it_fetches_its_answer(graph_jobs: int) -> None:
+    pipeline = Pipeline(1, "cuda", graph_jobs=graph_jobs)
+    pipeline.runners[0].warm_up()
+    drawn = Sampling(temperature=0.8, top_p=0.9, top_k=0, min_p=0.0, seed=1)
+    shaping = Shaping(Penalties(0.1, 0.1, 1.1, [5], [8]), [(3, 1.0)], [4], b"\xff" * 13)
+    batch = [Entry(0, 2, [8], [1], drawn, shaping, 3), Entry(1, 0, [8], [0], GREEDY)]
+    pipeline.run(*batch)
+    torch.cuda.set_sync_debug_mode("error")  # of torch's own waits; the one that is meant is explicit
+    try:
+        assert None not in pipeline.run(*batch, offloads=[(5, 1)], uploads=[(2, 6)]).tokens
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_prompt_in_chunks_says_the_same_and_only_its_last_chunk_gives_a_token() -> None:

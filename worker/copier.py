@@ -115,6 +115,9 @@ class StreamCopier:
     def __init__(self, cache: KvCache) -> None:
         self._cache = cache
         self._stream = torch.cuda.Stream(cache.torch_device)  # type: ignore[no-untyped-call]
+        # The pool may still be being zeroed. From here on plans order copies and compute: what a plan offloads was
+        # written by iterations whose results were known when it was made.
+        self._stream.wait_stream(torch.cuda.current_stream(cache.torch_device))
 
     def start(self, offloads: Pairs, uploads: Pairs) -> "StreamCopies":
         if not offloads and not uploads:

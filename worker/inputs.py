@@ -4,13 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from common.records import Entry
-
-Ints = NDArray[np.int64]
-_ZERO: Ints = np.zeros(1, dtype=np.int64)
+from worker.transfer import Ints, to_device_together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,21 +48,6 @@ def build_inputs(entries: list[Entry], block_tokens: int, device: torch.device) 
     numbers = [np.array(tokens), np.concatenate(positions), np.concatenate(slots), np.array(sampled, dtype=np.int64)]
     tokens_there, positions_there, slots_there, sampled_there = to_device_together(numbers, device)
     return Inputs(tokens_there, positions_there, slots_there, sampled_there, segments)
-
-
-def to_device(numbers: Ints, device: torch.device) -> Tensor:
-    """Send small integers to the device without waiting for it."""
-    tensor = torch.from_numpy(numbers)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def to_device_together(numbers: list[Ints], device: torch.device) -> list[Tensor]:
-    """Send them in one copy. 16 divides all their addresses: Triton would compile kernels anew for others."""
-    odd = [part.size % 2 for part in numbers]
-    padded = [piece for part, pad in zip(numbers, odd, strict=True) for piece in (part.ravel(), _ZERO[:pad])]
-    sizes = [part.size + pad for part, pad in zip(numbers, odd, strict=True)]
-    parts = to_device(np.concatenate(padded), device).split_with_sizes(sizes)
-    return [part[: ints.size].view(ints.shape) for part, ints in zip(parts, numbers, strict=True)]
 
 
 def _segments(entries: list[Entry], block_tokens: int) -> list[Segment]:

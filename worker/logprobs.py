@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from common.records import Entry, Logprobs
+from worker.transfer import to_device, to_host
 
 # Rows of logits at once: those of a long prompt would take gigabytes.
 _ROWS = 128
@@ -18,7 +20,8 @@ class RawDistribution:
         """logits: fp32 [entries, vocab]."""
         self._num_entries = len(entries)
         self._wanted = {row: entry.logprobs for row, entry in enumerate(entries) if entry.logprobs is not None}
-        self._logprobs = logits[list(self._wanted)].log_softmax(1) if self._wanted else logits[:0]  # [wanted, vocab]
+        rows = to_device(np.array(list(self._wanted), dtype=np.int64), logits.device)
+        self._logprobs = logits[rows].log_softmax(1)  # [wanted, vocab]
 
     def of(self, drawn: list[int | None]) -> list[Logprobs | None]:
         """Those of the tokens that were drawn, one per entry; nothing when no entry wants any."""
@@ -46,6 +49,6 @@ def score(logits_of: Callable[[Tensor], Tensor], hidden: Tensor, entry: Entry) -
 def _describe(logprobs: Tensor, tokens: list[int], count: int) -> list[Logprobs]:
     """One of `tokens` per row of `logprobs`, [rows, vocab], each with the `count` most likely."""
     values, ids = torch.topk(logprobs, min(count, logprobs.shape[1]), dim=1)
-    drawn = logprobs.gather(1, torch.tensor(tokens, device=logprobs.device).unsqueeze(1)).squeeze(1)
-    rows = zip(drawn.tolist(), ids.tolist(), values.tolist(), strict=True)
+    drawn = logprobs.gather(1, to_device(np.array(tokens), logprobs.device).unsqueeze(1)).squeeze(1)
+    rows = zip(*(numbers.tolist() for numbers in to_host(drawn, ids, values)), strict=True)
     return [Logprobs(one, list(zip(row_ids, row_values, strict=True))) for one, row_ids, row_values in rows]

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from common.records import Entry, Sampling
 from worker.shaping import shape
+from worker.transfer import Ints, to_device, to_host
 
 # The most likely tokens, enough for nearly every draw; the rest of the vocabulary is sorted only where they are not.
 _HEAD_TOKENS = 256
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 
 def sample(logits: Tensor, entries: list[Entry]) -> list[int | None]:
@@ -32,12 +32,18 @@ def sample(logits: Tensor, entries: list[Entry]) -> list[int | None]:
         if entry.shaping is not None:
             shape(row, entry.shaping)
     best = logits.max(1)
-    usable = (finite & torch.isfinite(best.values)).tolist()
-    tokens: list[int | None] = [t if ok else None for t, ok in zip(best.indices.tolist(), usable, strict=True)]
-    rows = [r for r, entry in enumerate(entries) if usable[r] and _sampling(entry).temperature > 0]
-    if rows:
-        for row, token in zip(rows, _sample_rows(logits[rows], [entries[r] for r in rows]), strict=True):
-            tokens[row] = token
+    usable = finite & torch.isfinite(best.values)
+    random = [r for r, entry in enumerate(entries) if _sampling(entry).temperature > 0]
+    probabilities = _probabilities(logits, random, entries) if random else None
+    # What was launched up to here is fetched together, so that a GPU is waited for once.
+    can, likeliest, *head = to_host(usable, best.indices, *(() if probabilities is None else _head(probabilities)))
+    tokens: list[int | None] = [t if ok else None for t, ok in zip(likeliest.tolist(), can.tolist(), strict=True)]
+    rows = [i for i, r in enumerate(random) if can[r]]  # of those that are drawn from
+    if probabilities is not None and rows:
+        values, ids = head
+        drawn = _sample_rows(probabilities, values, ids, np.array(rows), [entries[random[i]] for i in rows])
+        for i, token in zip(rows, drawn, strict=True):
+            tokens[random[i]] = token
     return tokens
 
 
@@ -84,34 +90,44 @@ def _sampling(entry: Entry) -> Sampling:
     return entry.sampling
 
 
-def _sample_rows(logits: Tensor, entries: list[Entry]) -> list[int]:
-    """Draw from rows [rows, vocab] whose temperatures are not 0."""
-    temperatures = torch.tensor([[_sampling(e).temperature] for e in entries], device=logits.device)
+def _probabilities(logits: Tensor, rows: list[int], entries: list[Entry]) -> Tensor:
+    """Of `rows`, whose temperatures are not 0: [rows, vocab]."""
+    temperatures = np.array([[_sampling(entries[r]).temperature] for r in rows], dtype=np.float32)
+    own = logits[to_device(np.array(rows), logits.device)]
     # Less the maximum before the division: a tiny temperature must not overflow.
-    probabilities = logits.sub_(logits.amax(1, keepdim=True)).div_(temperatures).softmax(1)
-    filters = _Filters.of(entries, logits.shape[1])
-    tokens, decided = _draw(*_head(probabilities), filters)
-    (open_rows,) = np.nonzero(~decided)
-    if len(open_rows):
-        ranked = probabilities[torch.from_numpy(open_rows).to(logits.device)].sort(dim=1, descending=True, stable=True)
-        everything = np.full((len(open_rows), 1), logits.shape[1])
-        tokens[open_rows], _ = _draw(*_to_numpy(*ranked), everything, filters.take(open_rows))
-    return [int(token) for token in tokens]
+    return own.sub_(own.amax(1, keepdim=True)).div_(to_device(temperatures, logits.device)).softmax(1)
 
 
-def _head(probabilities: Tensor) -> tuple[Floats, Ints, Ints]:
-    """The most likely tokens in order: probabilities and ids, [rows, head], and how many are sure, [rows, 1].
-
-    Equal ones are ordered by id, as in the full sort. The last value of the head may go on behind it, in ids that
-    were left out: such tokens are not sure.
-    """
+def _head(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """The most likely tokens in order: probabilities and ids, [rows, head]. Equal ones are ordered by id."""
     values, ids = probabilities.topk(min(_HEAD_TOKENS, probabilities.shape[1]), dim=1, sorted=False)
     ids, order = ids.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
-    head, ids_by_rank = _to_numpy(values, ids.gather(1, order))
-    if head.shape[1] == probabilities.shape[1]:
-        return head, ids_by_rank, np.full((len(head), 1), head.shape[1])
-    return head, ids_by_rank, (head > head[:, -1:]).sum(1, keepdims=True)
+    return values, ids.gather(1, order)
+
+
+def _sample_rows(
+    probabilities: Tensor, head: NDArray[np.float32], ids: Ints, rows: Ints, entries: list[Entry]
+) -> list[int]:
+    """Draw from `rows` of probabilities and of their head, one token per entry."""
+    vocab = probabilities.shape[1]
+    filters, ranked = _Filters.of(entries, vocab), head[rows].astype(np.float64)
+    tokens, decided = _draw(ranked, ids[rows], _sure(ranked, vocab), filters)
+    (open_rows,) = np.nonzero(~decided)
+    if len(open_rows):
+        undecided = probabilities[to_device(rows[open_rows], probabilities.device)]
+        values, ids = to_host(*undecided.sort(dim=1, descending=True, stable=True))
+        everything = np.full((len(open_rows), 1), vocab)
+        tokens[open_rows], _ = _draw(values.astype(np.float64), ids, everything, filters.take(open_rows))
+    return [int(token) for token in tokens]
+
+
+def _sure(head: Floats, vocab: int) -> Ints:
+    """How many ranks have the token that a full sort gives them, [rows, 1].
+
+    The last value of a head may go on behind it, in ids that were left out: such tokens are not sure.
+    """
+    return np.full((len(head), 1), vocab) if head.shape[1] == vocab else _count(head > head[:, -1:])
 
 
 def _draw(ranked: Floats, ids: Ints, sure: Ints, filters: _Filters) -> tuple[Ints, NDArray[np.bool_]]:
@@ -139,7 +155,3 @@ def _draw(ranked: Floats, ids: Ints, sure: Ints, filters: _Filters) -> tuple[Int
 def _count(flags: NDArray[np.bool_]) -> Ints:
     counts: Ints = flags.sum(1, keepdims=True)
     return counts
-
-
-def _to_numpy(values: Tensor, ids: Tensor) -> tuple[Floats, Ints]:
-    return values.double().cpu().numpy(), ids.cpu().numpy()

@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from common.records import Penalties, Shaping
+from worker.transfer import to_device
 
 
 def shape(row: Tensor, shaping: Shaping) -> None:
@@ -15,25 +17,25 @@ def shape(row: Tensor, shaping: Shaping) -> None:
         _penalize(row, shaping.penalties)
     if shaping.bias:
         tokens, amounts = zip(*shaping.bias, strict=True)
-        row[torch.tensor(tokens, device=row.device)] += torch.tensor(amounts, device=row.device)
+        row[to_device(np.array(tokens), row.device)] += to_device(np.array(amounts, dtype=np.float32), row.device)
     if shaping.forbidden:
-        row[torch.tensor(shaping.forbidden, device=row.device)] = -math.inf
+        row.index_fill_(0, to_device(np.array(shaping.forbidden), row.device), -math.inf)
     if shaping.allowed:
-        row.masked_fill_(_forbidden_by(shaping.allowed, len(row)).to(row.device), -math.inf)
+        row.masked_fill_(to_device(_forbidden_by(shaping.allowed, len(row)), row.device), -math.inf)
 
 
 def _penalize(row: Tensor, penalties: Penalties) -> None:
     """Repetition as in Hugging Face (over prompt and output), frequency and presence as in OpenAI's (over output)."""
     if penalties.repetition != 1.0:
-        seen = torch.tensor(sorted({*penalties.prompt, *penalties.output}), dtype=torch.int64, device=row.device)
+        tokens = np.array(sorted({*penalties.prompt, *penalties.output}), dtype=np.int64)
+        seen = to_device(tokens, row.device)
         scores = row[seen]
         row[seen] = torch.where(scores > 0, scores / penalties.repetition, scores * penalties.repetition)
-    output = torch.tensor(penalties.output, dtype=torch.int64, device=row.device)
-    tokens, counts = output.unique(return_counts=True)  # type: ignore[no-untyped-call]
-    row[tokens] -= penalties.frequency * counts + penalties.presence
+    said, counts = np.unique(np.array(penalties.output, dtype=np.int64), return_counts=True)
+    row[to_device(said, row.device)] -= penalties.frequency * to_device(counts, row.device) + penalties.presence
 
 
-def _forbidden_by(allowed: bytes, vocab: int) -> Tensor:
+def _forbidden_by(allowed: bytes, vocab: int) -> NDArray[np.bool_]:
     """Bool [vocab]: the tokens whose bit is not set, and those that are beyond the bits."""
     bits = np.unpackbits(np.frombuffer(allowed, np.uint8), count=vocab, bitorder="little")  # padded with zeros
-    return torch.from_numpy(bits == 0)
+    return np.logical_not(bits)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.inputs import Inputs, Ints, Segment
+from worker.inputs import Inputs, Segment
 from worker.kv_cache import KvCache
 from worker.native.library import open_library
+from worker.transfer import Ints
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worker.inputs import Inputs, Ints, Segment, to_device
+from worker.inputs import Inputs, Segment
 from worker.kv_cache import Gather, KvCache
+from worker.transfer import Ints, to_device
 
 # Slots of padding that cost as much as one more call (measured: 0.2 µs per slot, 60 µs per call).
 _PADDING_SLOTS = 256

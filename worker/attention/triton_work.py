@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.inputs import Inputs, Ints, Segment, to_device_together
+from worker.inputs import Inputs, Segment
+from worker.transfer import Ints, to_device_together
 
 # Slots of a split: enough that merging costs little, few enough that a single job gives all processors something to do.
 SPLIT_SLOTS = 256
