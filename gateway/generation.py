@@ -58,6 +58,7 @@ class Generation:
     constraint: Constraint | None = None
     logprobs: int | None = None  # how many of the most likely tokens to name; None: no logprobs at all
     prompt_logprobs: bool = False  # with logprobs: of the prompt's tokens as well
+    priority: int = 0  # at least 0: among jobs of one level, smaller runs first
     cache_salt: str = ""  # KV is shared among jobs of the same salt only
 
 

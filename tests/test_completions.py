@@ -104,7 +104,7 @@ def test_a_long_prompt_is_encoded_beside_the_event_loop() -> None:
 
 
 def test_what_is_not_built_is_refused_by_name() -> None:
-    fields: dict[str, Any] = {"suffix": "x", "truncate_prompt_tokens": 5, "prompt_embeds": "x", "priority": 1}
+    fields: dict[str, Any] = {"suffix": "x", "truncate_prompt_tokens": 5, "prompt_embeds": "x"}
     with client_of() as client:
         for field, value in fields.items():
             with pytest.raises(openai.BadRequestError) as caught:

@@ -120,9 +120,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         own=st.lists(st.integers(0, 1), min_size=1, max_size=8),
         output=st.integers(1, 28),
         salt=st.sampled_from(["", "", "pepper"]),
+        priority=st.integers(0, 1),
     )
-    def submit(self, shared: int, own: list[int], output: int, salt: str) -> None:
-        self._submit([0] * shared + own, output, salt)
+    def submit(self, shared: int, own: list[int], output: int, salt: str, priority: int) -> None:
+        self._submit([0] * shared + own, output, salt, priority)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), own=st.lists(st.integers(0, 1), max_size=4), output=st.integers(1, 12))
@@ -130,9 +131,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         before = data.draw(st.sampled_from(self.jobs))
         self._submit(before.tokens(0, before.context)[:36] + own, output, before.generation.cache_salt)
 
-    def _submit(self, prompt: list[int], output: int, salt: str) -> None:
+    def _submit(self, prompt: list[int], output: int, salt: str, priority: int = 0) -> None:
         room = LEAST_DEVICE_BLOCKS * BLOCK - len(prompt)
-        generation = Generation(prompt=prompt, max_tokens=min(output, room), cache_salt=salt)
+        generation = Generation(prompt=prompt, max_tokens=min(output, room), cache_salt=salt, priority=priority)
         self.jobs.append(self.scheduler.submit(len(self.jobs), generation, self.now))
 
     @precondition(lambda self: self.jobs)

@@ -12,6 +12,7 @@ from gateway.generation import Generation
 from gateway.text.grammar import Grammar
 
 _SEEDS = 2**64
+_WITH_PRIORITIES = ("skip-join", "mlfq")
 _GREEDY_BELOW = 1e-5  # logits over a smaller temperature overflow
 
 
@@ -43,8 +44,7 @@ def generations(
     grammar: Grammar | None = None,
 ) -> list[Generation]:
     """The jobs of a request, `num_jobs` per prompt, each held to `grammar`. Raises ApiError for what does not fit."""
-    if service.config.policy == "srpt":
-        _check_oracle(request, length)
+    _check_policy(service, request, length)
     common = _common(service, request)
     jobs = []
     for prompt in prompts:
@@ -76,6 +76,15 @@ def check_prompt(service: Service, prompt: list[int], param: str) -> None:
 def prompt_too_long(service: Service, found: str, param: str) -> ApiError:
     most = service.engine.max_context
     return context_too_long(f"The model's context has {most} tokens, but {param} alone has {found}.", param)
+
+
+def _check_policy(service: Service, request: SamplingRequest, length: OutputLength) -> None:
+    """Raises ApiError for what the server's policy cannot do, or cannot do without."""
+    policy = service.config.policy
+    if request.priority and policy not in _WITH_PRIORITIES:
+        raise invalid_value(f"The {policy} policy knows no priorities", "priority")
+    if policy == "srpt":
+        _check_oracle(request, length)
 
 
 def _check_oracle(request: SamplingRequest, length: OutputLength) -> None:
@@ -116,6 +125,7 @@ def _common(service: Service, request: SamplingRequest) -> Generation:
         constraint=allowed_tokens(service, request),
         logprobs=_num_logprobs(request),
         prompt_logprobs=request.scores_prompt,
+        priority=request.priority or 0,
     )
 
 

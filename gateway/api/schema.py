@@ -71,6 +71,7 @@ class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: Annotated[float, Meta(ge=1e-3, le=10)] | None = None  # logits over less may overflow
     ignore_eos: bool | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    priority: Annotated[int, Meta(ge=0, le=2**31)] | None = None  # who asks may step back, not push ahead
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: JsonSchema | str | None = None
@@ -89,7 +90,6 @@ class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
     # Known, not served: looked at by `refuse_unsupported` alone.
     truncate_prompt_tokens: Any = None
     prompt_embeds: Any = None
-    priority: Any = None
 
     def stop_strings(self) -> list[str]:
         """Raises ApiError for empty, too long or too many ones."""
@@ -234,7 +234,6 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 REFUSED: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "prompt_embeds": (),
-    "priority": (0,),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "chat_template": (),

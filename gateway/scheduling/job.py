@@ -7,7 +7,7 @@ from common.records import Logprobs
 from gateway.generation import FinishReason, Generation, SchedulingTrace
 from gateway.scheduling.prefix_cache import Path
 
-Rank = tuple[float, int]  # (level or remaining work, sequence): smaller runs first
+Rank = tuple[float, int, int]  # (level or remaining work, priority, sequence): smaller runs first
 
 
 class Residence(Enum):
@@ -60,7 +60,7 @@ class Job:
     aborted: bool = False
 
     # Where it stands. `rank` is the key under which the queue holds it: only the queue changes it.
-    rank: Rank = (0.0, 0)
+    rank: Rank = (0.0, 0, 0)
     level: int = 0
     joined_level: int = 0
     home_level: int | None = None  # where a promoted job goes back to

@@ -10,23 +10,23 @@ class Line:
     """Jobs sorted by rank. Insertion and removal move pointers only: 2 µs among 10,000."""
 
     def __init__(self) -> None:
-        self.entries: list[tuple[float, int, Job]] = []
+        self.entries: list[tuple[float, int, int, Job]] = []
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __iter__(self) -> Iterator[Job]:
-        return (entry[2] for entry in self.entries)
+        return (entry[3] for entry in self.entries)
 
     def __reversed__(self) -> Iterator[Job]:
-        return (entry[2] for entry in reversed(self.entries))
+        return (entry[3] for entry in reversed(self.entries))
 
     def add(self, job: Job) -> None:
         insort(self.entries, (*job.rank, job))
 
     def remove(self, job: Job) -> None:
         index = self.ahead(job.rank)
-        assert self.entries[index][2] is job, f"job {job.id} is not in the line at its rank {job.rank}"
+        assert self.entries[index][3] is job, f"job {job.id} is not in the line at its rank {job.rank}"
         del self.entries[index]
 
     def ahead(self, rank: Rank | tuple[float]) -> int:

@@ -11,7 +11,7 @@ class FirstComeFirstServed(Policy):
         self._sequence = count()
 
     def join(self, job: Job, now: float) -> Rank:
-        return (0.0, next(self._sequence))
+        return (0.0, 0, next(self._sequence))
 
     def charge(self, job: Job, elapsed_s: float, next_s: float, now: float) -> Rank:
         return job.rank

@@ -14,7 +14,9 @@ PROMOTED_ITERATIONS = 8
 
 
 class MultiLevelFeedbackQueue(Policy):
-    """Rank (level, sequence): within a level first come, first served, and a demoted job goes to the tail."""
+    """Rank (level, priority, sequence): within a level and a priority first come, first served, and a demoted job goes to
+    the tail. A priority only steps back: who starves is promoted past it, so that it delays and never shuts out.
+    """
 
     def __init__(self, levels: Levels, cost: CostModel, aging: Aging, batch_jobs: int, *, skip: bool) -> None:
         self._levels = levels
@@ -46,7 +48,7 @@ class MultiLevelFeedbackQueue(Policy):
 
     def promotions(self, now: float, active: int) -> list[tuple[Job, Rank]]:
         starving = self._aging.starving(now, active, self._levels.quanta)
-        return [(job, self._promote(job)) for job in starving if job.level > 0]
+        return [(job, self._promote(job)) for job in starving if self._can_rise(job)]
 
     def outlook(self, queue: JobQueue, now: float) -> Outlook:
         """ENST(i) = min(T_promote(i), T_execute(i)), FastServe 4.2."""
@@ -63,6 +65,10 @@ class MultiLevelFeedbackQueue(Policy):
 
         return enst
 
+    @staticmethod
+    def _can_rise(job: Job) -> bool:
+        return job.home_level is None and (job.level > 0 or job.generation.priority > 0)
+
     def _promote(self, job: Job) -> Rank:
         job.home_level, job.level = job.level, 0
         job.counts.promotions += 1
@@ -72,4 +78,5 @@ class MultiLevelFeedbackQueue(Policy):
     def _enter(self, job: Job, allowance_s: float) -> Rank:
         job.allowance_s = allowance_s
         job.used_s = 0.0
-        return (float(job.level), next(self._sequence))
+        priority = job.generation.priority if job.home_level is None else 0
+        return (float(job.level), priority, next(self._sequence))

@@ -15,10 +15,10 @@ class ShortestRemainingFirst(Policy):
         self._sequence = count()
 
     def join(self, job: Job, now: float) -> Rank:
-        return (self._remaining_s(job), next(self._sequence))
+        return (self._remaining_s(job), 0, next(self._sequence))
 
     def charge(self, job: Job, elapsed_s: float, next_s: float, now: float) -> Rank:
-        return (self._remaining_s(job), job.rank[1])
+        return (self._remaining_s(job), 0, job.rank[2])
 
     def _remaining_s(self, job: Job) -> float:
         if job.pending > 1:  # its next iteration is a prefill, which gives the first of the remaining tokens
