@@ -42,7 +42,7 @@ class Generation:
     """One job to be: a prompt and how to continue it. Checked at the door; the engine takes it as it is."""
 
     prompt: list[int]
-    max_tokens: int
+    max_tokens: int  # 0: only the prompt is computed
     min_tokens: int = 0
     stop_tokens: frozenset[int] = frozenset()  # ends the job; empty with ignore_eos
     temperature: float = 1.0

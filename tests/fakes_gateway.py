@@ -93,6 +93,8 @@ class FakeStream:
 
     def _outcome(self) -> tuple[list[int], FinishReason]:
         tokens: list[int] = []
+        if not self.job.max_tokens:
+            return tokens, "length"
         for token in self._engine.script(self.job):
             if token in self.job.stop_tokens and len(tokens) >= self.job.min_tokens:
                 return tokens, "stop"

@@ -246,3 +246,26 @@ def test_usage_may_come_with_every_chunk() -> None:
         stream = client.chat.completions.create(model=NAME, messages=HI, stream=True, stream_options=options)
         counts = [chunk.usage.completion_tokens for chunk in stream if chunk.usage is not None]
     assert counts == [1, 1, 2, 3, 3, 3]  # role, three letters, reason, usage
+
+
+def test_the_prompts_tokens_are_said_once_and_first() -> None:
+    body: Any = {"return_token_ids": True}
+    prompt = [*b"user: hi\nassistant: "]
+    with client_of() as client:
+        create = client.chat.completions.create
+        plain = create(model=NAME, messages=HI, n=2, extra_body=body)
+        chunks = list(create(model=NAME, messages=HI, n=2, extra_body=body, stream=True))
+    assert (plain.model_extra or {})["prompt_token_ids"] == prompt
+    assert [(chunk.model_extra or {}).get("prompt_token_ids") for chunk in chunks[:2]] == [prompt, None]
+    assert not any("prompt_token_ids" in (chunk.model_extra or {}) for chunk in chunks[1:])
+
+
+def test_of_a_conversation_that_is_truncated_the_end_is_left() -> None:
+    engine = FakeEngine(max_context=20)
+    with client_of(engine) as client:
+        client.chat.completions.create(
+            model=NAME,
+            messages=[{"role": "user", "content": "x" * 50}],
+            extra_body={"truncate_prompt_tokens": 12},
+        )
+    assert prompt_of(engine) == "\nassistant: "

@@ -104,7 +104,7 @@ def test_a_long_prompt_is_encoded_beside_the_event_loop() -> None:
 
 
 def test_what_is_not_built_is_refused_by_name() -> None:
-    fields: dict[str, Any] = {"suffix": "x", "truncate_prompt_tokens": 5, "prompt_embeds": "x"}
+    fields: dict[str, Any] = {"suffix": "x", "prompt_embeds": "x"}
     with client_of() as client:
         for field, value in fields.items():
             with pytest.raises(openai.BadRequestError) as caught:
@@ -205,9 +205,56 @@ def test_token_ids_come_with_the_text_when_asked_for() -> None:
         plain = client.completions.create(model=NAME, prompt="x", extra_body=body)
         stream = client.completions.create(model=NAME, prompt="x", extra_body=body, stream=True)
         chunks = [chunk.choices[0] for chunk in stream]
-    assert (plain.choices[0].model_extra or {})["token_ids"] == [*"Hé".encode()]
+    assert plain.choices[0].model_extra == {"token_ids": [*"Hé".encode()], "prompt_token_ids": [120]}
+    assert (chunks[0].model_extra or {})["prompt_token_ids"] == [120]
+    assert not any("prompt_token_ids" in (chunk.model_extra or {}) for chunk in chunks[1:])
     assert [(chunk.text, (chunk.model_extra or {})["token_ids"]) for chunk in chunks] == [
+        ("", []),
         ("H", [72]),
         ("é", [0xC3, 0xA9]),
         ("", []),
     ]
+
+
+def prompt_ids(answer: Any) -> list[Any]:
+    return [(choice.model_extra or {})["prompt_token_ids"] for choice in answer.choices]
+
+
+def test_every_choice_has_the_tokens_of_its_own_prompt() -> None:
+    body: Any = {"return_token_ids": True}
+    with client_of() as client:
+        create = client.completions.create
+        several = create(model=NAME, prompt=["a", "bc"], n=2, extra_body=body)
+        best = create(model=NAME, prompt=["a", "bc"], best_of=3, extra_body=body)
+    assert prompt_ids(several) == [[97], [97], [98, 99], [98, 99]]
+    assert prompt_ids(best) == [[97], [98, 99]]
+
+
+@pytest.mark.parametrize("prompt", ["hello", [*b"hello"]])
+def test_of_a_prompt_that_is_truncated_the_end_is_left(prompt: Any) -> None:
+    body: Any = {"truncate_prompt_tokens": 3, "return_token_ids": True}
+    with client_of(FakeEngine("!", max_context=5)) as client:
+        answer = client.completions.create(model=NAME, prompt=prompt, echo=True, extra_body=body)
+        shorter = client.completions.create(model=NAME, prompt="hi", extra_body=body)
+    assert (texts(answer), prompt_ids(answer)) == (["llo!"], [[*b"llo"]])
+    assert prompt_ids(shorter) == [[*b"hi"]]
+
+
+def test_a_prompt_can_be_scored_without_an_answer() -> None:
+    with client_of(FakeEngine("!")) as client:
+        plain = client.completions.create(model=NAME, prompt="xa", echo=True, logprobs=1, max_tokens=0)
+        stream = client.completions.create(model=NAME, prompt="xa", echo=True, logprobs=1, max_tokens=0, stream=True)
+        chunks = [chunk.choices[0] for chunk in stream]
+    [choice] = plain.choices
+    assert (choice.text, choice.finish_reason) == ("xa", "length")
+    assert choice.logprobs is not None
+    assert (choice.logprobs.tokens, choice.logprobs.token_logprobs) == (["x", "a"], [None, -97])
+    assert plain.usage is not None
+    assert (plain.usage.prompt_tokens, plain.usage.completion_tokens) == (2, 0)
+    assert [(chunk.text, chunk.finish_reason) for chunk in chunks] == [("xa", None), ("", "length")]
+
+
+def test_no_answer_and_no_echo_are_nothing() -> None:
+    with client_of() as client, pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=NAME, prompt="x", max_tokens=0)
+    assert caught.value.param == "max_tokens"

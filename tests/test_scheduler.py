@@ -82,6 +82,18 @@ def test_scores_of_a_prompt_are_gathered_from_its_chunks_and_not_doubled_when_it
     assert job.output == [7, 7]
 
 
+def test_a_job_of_no_tokens_ends_with_its_prompt_whatever_is_drawn() -> None:
+    for token in (7, 9, None):
+        run = drive(prefill_chunk_tokens=3)
+        job = run.submit(1, 5, 0, stop_tokens=frozenset({9}))
+        assert run.step() == []  # the first chunk
+        plan = run.scheduler.plan(run.now)
+        assert plan is not None
+        [outcome] = run.scheduler.commit(Result(plan.seq, [token], 0.0, 0.0), run.now)
+        assert (outcome.token, outcome.finish_reason, job.output) == (None, "length", [])
+        assert run.step() is None
+
+
 def test_logits_that_are_not_finite_fail_that_job_alone() -> None:
     run = drive()
     run.submit(1, 2, 5)

@@ -42,6 +42,7 @@ class Answer(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     model: str
     system_fingerprint: str
     choices: list[T]
+    prompt_token_ids: list[int] | UnsetType = UNSET  # of chats; in streams of the first chunk
     usage: Usage | UnsetType | None = UNSET  # absent in streams without include_usage
     x_sched: Traces | UnsetType = UNSET
 
@@ -101,6 +102,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     finish_reason: Finish | None = None
     logprobs: CompletionLogprobs | None = None
     token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET  # in streams of the choice's first chunk
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -1,5 +1,7 @@
 """POST /v1/chat/completions: messages in, the assistant's next message out."""
 
+from dataclasses import replace
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -7,7 +9,7 @@ from gateway.api.body import read_body
 from gateway.api.chat_grammar import chat_grammar
 from gateway.api.dialect import Chat, Details
 from gateway.api.errors import ApiError, invalid_value
-from gateway.api.generations import OutputLength, check_choices, check_prompt, generations, prompt_too_long
+from gateway.api.generations import OutputLength, check_choices, generations, prompt_too_long, truncated
 from gateway.api.messages import for_template
 from gateway.api.respond import respond
 from gateway.api.schema import ChatRequest, TemplateOptions, decode_chat
@@ -32,7 +34,7 @@ class ChatEndpoint:
         check_choices(service, body, num_prompts=1)
         _check_details(body)
         jobs, form = await self.prepare(body, _output_length(body))
-        dialect = Chat(Details(logprobs=bool(body.logprobs), token_ids=bool(body.return_token_ids)))
+        dialect = Chat(Details.of(body, jobs))
         return await respond(service, request, body, jobs, dialect, form=form)
 
     async def prepare(self, body: ChatRequest, length: OutputLength) -> tuple[list[Generation], OutputForm]:
@@ -57,8 +59,7 @@ class ChatEndpoint:
             raise ApiError(400, f"{refusal}", code="invalid_messages", param="messages") from None
         except PromptTooLong as error:
             raise prompt_too_long(service, f"{error}", "messages") from None
-        check_prompt(service, prompt.tokens, "messages")
-        return prompt
+        return replace(prompt, tokens=truncated(service, body, prompt.tokens, "messages"))
 
 
 def _output_length(body: ChatRequest) -> OutputLength:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from gateway.api.body import read_body
 from gateway.api.dialect import Completion, Details
 from gateway.api.errors import invalid_value
-from gateway.api.generations import OutputLength, check_choices, check_prompt, generations, prompt_too_long
+from gateway.api.generations import OutputLength, check_choices, generations, prompt_too_long, truncated
 from gateway.api.respond import respond
 from gateway.api.schema import CompletionRequest, decode_completion
 from gateway.api.service import Service
@@ -41,14 +41,15 @@ class CompletionEndpoint:
         jobs = generations(service, body, encoded, length, grammar)
         echoes = [await self._echo(body, *pair) for pair in zip(prompts, encoded, strict=True)] if body.echo else []
         echoes = [echo for echo in echoes for _ in range(body.num_jobs)]
-        dialect = Completion(Details(logprobs=body.logprobs is not None, token_ids=bool(body.return_token_ids)))
+        dialect = Completion(Details.of(body, jobs))
         return await respond(service, request, body, jobs, dialect, echoes=echoes)
 
     async def _echo(self, body: CompletionRequest, prompt: Prompt, tokens: list[int]) -> Echo:
         text = self._service.text
+        whole = prompt if isinstance(prompt, str) and body.truncate_prompt_tokens is None else None
         if body.wants_tokens:
-            return await text.echo(tokens, prompt if isinstance(prompt, str) else None)
-        return Echo(prompt if isinstance(prompt, str) else await text.decode(prompt))
+            return await text.echo(tokens, whole)
+        return Echo(await text.decode(tokens) if whole is None else whole)
 
     async def _encode(self, body: CompletionRequest, prompt: Prompt) -> list[int]:
         service = self._service
@@ -60,14 +61,15 @@ class CompletionEndpoint:
                 tokens = prompt
         except PromptTooLong as error:
             raise prompt_too_long(service, f"{error}", "prompt") from None
-        check_prompt(service, tokens, "prompt")
-        return tokens
+        return truncated(service, body, tokens, "prompt")
 
 
 def _check(body: CompletionRequest) -> None:
     """Raises ApiError for what does not go together."""
     if body.best_of is not None and body.best_of < (body.n or 1):
         raise invalid_value(f"best_of is less than n, which is {body.n}", "best_of")
+    if body.max_tokens == 0 and not body.echo:
+        raise invalid_value("max_tokens is 0, which leaves no answer unless there is an echo", "max_tokens")
     if body.stream and body.num_jobs > (body.n or 1):
         raise invalid_value("best_of cannot be streamed: the best are known in the end", "best_of")
 

@@ -23,7 +23,8 @@ from gateway.api.answers import (
     Usage,
 )
 from gateway.api.logprob_records import chat_logprobs, completion_logprobs
-from gateway.api.schema import CalledFunction, ToolCall
+from gateway.api.schema import CalledFunction, SamplingRequest, ToolCall
+from gateway.generation import Generation
 from gateway.text.output.parts import CallArguments, CallStart, Content, Part, Reasoning, calls_in, joined
 from gateway.text.token_log import Said
 
@@ -36,6 +37,17 @@ class Details:
 
     logprobs: bool = False
     token_ids: bool = False
+    prompts: Sequence[list[int]] = ()  # of each choice, with token_ids
+
+    @classmethod
+    def of(cls, body: SamplingRequest, jobs: Sequence[Generation]) -> "Details":
+        """`jobs`: `body.num_jobs` for each prompt, of which `body.n` become choices."""
+        wanted = jobs[:: body.num_jobs] if body.return_token_ids else ()
+        prompts = [job.prompt for job in wanted for _ in range(body.n or 1)]
+        return cls(body.num_logprobs is not None, bool(body.return_token_ids), prompts)
+
+    def prompt_ids(self, index: int) -> list[int] | UnsetType:
+        return self.prompts[index] if self.prompts else UNSET
 
     def ids(self, said: Sequence[Said]) -> list[int] | UnsetType:
         return [one.token for one in said] if self.token_ids else UNSET
@@ -48,12 +60,13 @@ class Dialect(Protocol):
     id_prefix: str
     whole_object: str
     chunk_object: str
+    prompt_token_ids: list[int] | UnsetType  # where the answer says them, rather than its choices
 
     def whole(self, index: int, parts: list[Part], finish_reason: Finish, said: Sequence[Said] = ()) -> object:
         """A choice of a plain answer."""
 
     def opening(self, index: int) -> object | None:
-        """The first chunk of a choice, where the endpoint has one without text."""
+        """The first chunk of a choice, where there is one without text."""
 
     def part(self, index: int, part: Part, said: Sequence[Said] = ()) -> object:
         """A chunk with more of a choice."""
@@ -72,6 +85,7 @@ class Chat:
 
     def __init__(self, details: Details = Details()) -> None:
         self._details = details
+        self.prompt_token_ids = details.prompt_ids(0)
 
     def whole(self, index: int, parts: list[Part], finish_reason: Finish, said: Sequence[Said] = ()) -> ChatChoice:
         logprobs = chat_logprobs(said) if self._details.logprobs else None
@@ -98,6 +112,7 @@ class Completion:
     id_prefix = "cmpl-"
     whole_object = "text_completion"
     chunk_object = "text_completion"
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
     def __init__(self, details: Details = Details()) -> None:
         self._details = details
@@ -106,10 +121,12 @@ class Completion:
         self, index: int, parts: list[Part], finish_reason: Finish, said: Sequence[Said] = ()
     ) -> CompletionChoice:
         logprobs = completion_logprobs(said) if self._details.logprobs else None
-        return CompletionChoice(index, joined(parts, Content), finish_reason, logprobs, self._details.ids(said))
+        text, ids, prompt = joined(parts, Content), self._details.ids(said), self._details.prompt_ids(index)
+        return CompletionChoice(index, text, finish_reason, logprobs, ids, prompt)
 
-    def opening(self, index: int) -> None:
-        return None
+    def opening(self, index: int) -> CompletionChoice | None:
+        prompt = self._details.prompt_ids(index)
+        return None if prompt is UNSET else CompletionChoice(index, "", token_ids=[], prompt_token_ids=prompt)
 
     def part(self, index: int, part: Part, said: Sequence[Said] = ()) -> CompletionChoice:
         assert isinstance(part, Content), part
@@ -167,7 +184,11 @@ class Letterhead:
         return cls(dialect.id_prefix + secrets.token_hex(12), kind, int(time.time()), model, fingerprint)
 
     def write(
-        self, choices: list[object], usage: Usage | UnsetType | None = UNSET, x_sched: Traces | UnsetType = UNSET
+        self,
+        choices: list[object],
+        usage: Usage | UnsetType | None = UNSET,
+        x_sched: Traces | UnsetType = UNSET,
+        prompt_token_ids: list[int] | UnsetType = UNSET,
     ) -> bytes:
         """The JSON of an answer, or of one chunk of it."""
         answer = Answer(
@@ -177,6 +198,7 @@ class Letterhead:
             model=self.model,
             system_fingerprint=self.system_fingerprint,
             choices=choices,
+            prompt_token_ids=prompt_token_ids,
             usage=usage,
             x_sched=x_sched,
         )

@@ -64,6 +64,13 @@ def check_choices(service: Service, request: SamplingRequest, num_prompts: int) 
         raise invalid_value(f"prompts times n (or best_of) is {num_choices}; at most {most} are allowed", "n")
 
 
+def truncated(service: Service, request: SamplingRequest, prompt: list[int], param: str) -> list[int]:
+    """The last of `prompt`, as much of it as the request keeps. Raises ApiError as `check_prompt` does."""
+    kept = prompt if request.truncate_prompt_tokens is None else prompt[-request.truncate_prompt_tokens :]
+    check_prompt(service, kept, param)
+    return kept
+
+
 def check_prompt(service: Service, prompt: list[int], param: str) -> None:
     """Raises ApiError unless `prompt` is some tokens of the model, and leaves room for one more."""
     if not prompt:

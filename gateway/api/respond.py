@@ -66,7 +66,8 @@ async def respond(
         if choice.finish_reason
     ]
     x_sched = choices.traces() if include_trace else UNSET
-    return Response(letterhead.write(records, choices.usage(), x_sched), media_type="application/json")
+    whole = letterhead.write(records, choices.usage(), x_sched, dialect.prompt_token_ids)
+    return Response(whole, media_type="application/json")
 
 
 def json_response(record: msgspec.Struct) -> Response:

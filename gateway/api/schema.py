@@ -87,8 +87,8 @@ class SamplingRequest(msgspec.Struct, frozen=True, kw_only=True):
     return_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    truncate_prompt_tokens: Count | None = None  # how many to keep of the prompt's tokens, the last ones
     # Known, not served: looked at by `refuse_unsupported` alone.
-    truncate_prompt_tokens: Any = None
     prompt_embeds: Any = None
 
     def stop_strings(self) -> list[str]:
@@ -195,6 +195,7 @@ class CompletionRequest(SamplingRequest, frozen=True, kw_only=True):
     """POST /v1/completions"""
 
     prompt: str | list[str | int | list[int]]
+    max_tokens: Annotated[int, Meta(ge=0, le=2**31)] | None = None  # 0: with echo, only the prompt is wanted
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None  # OpenAI takes 5 at most
     echo: bool | None = None
     best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES_PER_PROMPT)] | None = None
@@ -232,7 +233,6 @@ class DetokenizeRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "truncate_prompt_tokens": (),
     "prompt_embeds": (),
     "functions": ([],),
     "function_call": ("none", "auto"),

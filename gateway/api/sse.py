@@ -60,7 +60,8 @@ class StreamedAnswer:
     def _opening(self) -> list[bytes]:
         """Sent with the first token, not at admission: clients measure the time to the first token by it."""
         openings = [self.dialect.opening(choice.index) for choice in self.choices]
-        return [self._chunk(opening) for opening in openings if opening is not None]
+        chunks = [opening for opening in openings if opening is not None]
+        return [self._chunk(chunk, is_first=chunk is chunks[0]) for chunk in chunks]
 
     def _progress(self, choice: Choice, parts: list[Part]) -> list[bytes]:
         """The tokens go with the first part that their text is in; those of no text with the last chunk."""
@@ -74,10 +75,11 @@ class StreamedAnswer:
             events.append(self._chunk(self.dialect.end(choice.index, choice.finish_reason, said), is_last=is_last))
         return events
 
-    def _chunk(self, choice: object, *, is_last: bool = False) -> bytes:
+    def _chunk(self, choice: object, *, is_first: bool = False, is_last: bool = False) -> bytes:
         usage = self.choices.usage() if self.always_usage else None if self.include_usage else UNSET
         x_sched = self.choices.traces() if is_last and self.include_trace else UNSET
-        return _event(self.letterhead.write([choice], usage, x_sched))
+        prompt_token_ids = self.dialect.prompt_token_ids if is_first else UNSET
+        return _event(self.letterhead.write([choice], usage, x_sched, prompt_token_ids))
 
     def _usage(self) -> bytes:
         x_sched = self.choices.traces() if self.include_trace else UNSET

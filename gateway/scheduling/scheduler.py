@@ -266,7 +266,9 @@ class Scheduler:
     def _advance(self, job: Job, token: int | None, logprobs: Logprobs | None) -> Outcome:
         """Give the job its next token; all before it is computed."""
         generation = job.generation
-        if token is None:
+        if not generation.max_tokens:  # only its prompt was wanted
+            job.finish_reason, token, logprobs = "length", None, None
+        elif token is None:
             job.finish_reason = "error"
         elif token in generation.stop_tokens:
             job.finish_reason, token, logprobs = "stop", None, None

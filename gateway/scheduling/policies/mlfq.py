@@ -14,8 +14,9 @@ PROMOTED_ITERATIONS = 8
 
 
 class MultiLevelFeedbackQueue(Policy):
-    """Rank (level, priority, sequence): within a level and a priority first come, first served, and a demoted job goes to
-    the tail. A priority only steps back: who starves is promoted past it, so that it delays and never shuts out.
+    """Rank (level, priority, sequence): in a level and priority first come, first served; the demoted go to the tail.
+
+    A priority only delays: it is at least 0, and who starves is promoted past it.
     """
 
     def __init__(self, levels: Levels, cost: CostModel, aging: Aging, batch_jobs: int, *, skip: bool) -> None:
