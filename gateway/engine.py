@@ -16,7 +16,7 @@ from common.channel import Channel
 from common.config import Config
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
-from common.records import Result
+from common.records import Plan, Result
 from gateway.constraints import Constraints, why_no_token
 from gateway.generation import Chunk, Generation, QueueFull, SchedulingTrace, State, Stream, Unavailable
 from gateway.pipeline import Interrupted, Pipeline, StageLost
@@ -212,7 +212,7 @@ class JobEngine:
         while not self._stopping:
             self._wake.clear()
             self._take_commands(scheduler)
-            while (plan := scheduler.plan(self._clock())) is not None:
+            while (plan := self._plan(scheduler)) is not None:
                 self._pipeline.send(plan)
                 self.statistics.offloaded_blocks += len(plan.offloads)
                 self.statistics.uploaded_blocks += len(plan.uploads)
@@ -226,6 +226,12 @@ class JobEngine:
                 chunks = self._commit(scheduler, result)
                 self._record()
         self._hand_over(chunks)
+
+    def _plan(self, scheduler: Scheduler) -> Plan | None:
+        start = time.monotonic()
+        plan = scheduler.plan(self._clock())
+        self.statistics.scheduling_s += time.monotonic() - start
+        return plan
 
     def _wait_for_result(self, scheduler: Scheduler) -> Result | None:
         """The next result; None when new jobs could use a free slot of the pipeline meanwhile."""
@@ -277,8 +283,9 @@ class JobEngine:
 
     def _commit(self, scheduler: Scheduler, result: Result) -> list[tuple[JobStream, Chunk]]:
         """Take a result in. Returns what the event loop is to be told."""
-        now = self._clock()
+        start, now = time.monotonic(), self._clock()
         outcomes = scheduler.commit(result, now)
+        self.statistics.scheduling_s += time.monotonic() - start
         self._constraints.advance(outcomes)
         self.statistics.iterations += 1
         self.statistics.compute_s += result.compute_s

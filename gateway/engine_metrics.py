@@ -19,6 +19,7 @@ _COUNTERS = {
     "offloaded_blocks": "KV blocks moved to host memory.",
     "uploaded_blocks": "KV blocks moved back to the device.",
     "busy_s": "Seconds with a plan in flight.",
+    "scheduling_s": "Seconds in which the scheduler planned and took results in.",
     "compute_s": "Seconds in which the last stage computed.",
     "stalled_s": "Seconds in which the last stage waited for KV copies.",
 }

@@ -17,5 +17,6 @@ class Statistics:
     offloaded_blocks: int = 0
     uploaded_blocks: int = 0
     busy_s: float = 0.0  # with a plan in flight
+    scheduling_s: float = 0.0  # in which the scheduler planned and took results in
     compute_s: float = 0.0  # in which the last stage computed
     stalled_s: float = 0.0  # in which the last stage waited for copies

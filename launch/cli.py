@@ -14,6 +14,8 @@ from launch.bench.chat import ChatBench
 from launch.bench.chunks import ChunksBench
 from launch.bench.iteration import IterationBench
 from launch.bench.load import LoadBench
+from launch.bench.overhead import OverheadBench
+from launch.bench.peers.bench import PeersBench
 from launch.bench.preemption import PreemptionBench
 from launch.bench.scheduler import SchedulerBench
 from launch.key import Key

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from common.channel import Channel
 from common.config import Config, ConfigError
@@ -62,6 +62,7 @@ class _Gateway:
         self._engine = JobEngine(config, files, spec, channel, progress=Bars(), recorder=recorder)
         registry = CollectorRegistry()
         registry.register(EngineCollector(self._engine))
+        ProcessCollector(registry=registry)
         app = create_app(config, self._engine, text, registry, load_keys(config))
         self._http = http_server(config, app)
         self._name = config.served_model_name or text.name
