@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.request import urlopen
 
 import msgspec
 from tqdm import tqdm
@@ -19,6 +18,7 @@ from common.config import Config, KvStrategy, Policy
 from gateway.recording import read_recording
 from launch.bench.client import Client
 from launch.bench.load import Load, LoadResult
+from launch.bench.metrics import increase, read_metrics
 from launch.bench.server import serving
 from launch.lab.experiments.experiment import Data, number, table
 from launch.lab.machine import Machine, capacity, find_machine, slower
@@ -166,28 +166,17 @@ def _run(setting: Setting, requests: Sequence[Request], record: Path) -> tuple[L
     """What the clients of a server of its own saw, and the share of its busy time that it waited for copies."""
     options = ["--policy", setting.policy, "--kv-strategy", setting.kv_strategy, "--record", str(record), *_OPTIONS]
     with serving(options) as url:
-        before = _stalled_and_busy_s(url)
+        before = read_metrics(url)
         result = asyncio.run(_load(url, requests))
-        after = _stalled_and_busy_s(url)
+        added = increase(before, read_metrics(url))
     assert not result.errors, result.errors[0]
-    return result, (after[0] - before[0]) / (after[1] - before[1])
+    return result, added["skipjoin_stalled_seconds_total"] / added["skipjoin_busy_seconds_total"]
 
 
 async def _load(url: str, requests: Sequence[Request]) -> LoadResult:
     async with Client(url) as client:
         await client.prepare()
         return await Load(client, requests).open_loop()
-
-
-def _stalled_and_busy_s(url: str) -> tuple[float, float]:
-    with urlopen(url.removesuffix("/v1") + "/metrics") as response:
-        metrics = response.read().decode()
-    stalled, busy = (
-        re.search(rf"^skipjoin_{name}_seconds_total (\S+)$", metrics, re.MULTILINE) for name in ("stalled", "busy")
-    )
-    assert stalled is not None
-    assert busy is not None
-    return float(stalled[1]), float(busy[1])
 
 
 def _simulate(setting: Setting, requests: Sequence[Request], samples: Sequence[Sample], machine: Machine) -> Simulated:
@@ -213,8 +202,11 @@ def _slowdown(machine: Machine) -> float:
     """
     setting = Setting("fcfs")
     requests = [replace(r, arrival_s=0.0) for r in make_requests(_WORKLOAD, _CALIBRATION, seed=_CALIBRATION_SEED)]
-    result, _ = _run(setting, requests, Path(os.devnull))
-    return result.duration_s / _simulate(setting, requests, result.samples, machine).makespan_s
+    ratios = []
+    for _ in range(_ROUNDS):
+        result, _ = _run(setting, requests, Path(os.devnull))
+        ratios.append(result.duration_s / _simulate(setting, requests, result.samples, machine).makespan_s)
+    return statistics.median(ratios)
 
 
 def _profile() -> str:
