@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
@@ -23,9 +23,12 @@ from gateway.generation import Generation
 from gateway.scheduling.cost import LinearCost
 from gateway.scheduling.scheduler import Scheduler
 from gateway.text.text_model import load_text_model
+from launch.bench.limits import measure_limits
 
 _COST = LinearCost(decode=0.04, prefill_per_token=0.0015)
 _WARM_UP = 2  # iterations
+_PROMPTS = 3  # that are timed
+_BYTES_PER_WEIGHT: dict[Stored, int] = {"exact": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(slots=True)
@@ -87,34 +90,70 @@ class IterationBench:
     """Numbers of jobs to measure."""
     context: int = 256
     """Tokens of each job's prompt."""
+    prompt: int = 512
+    """Tokens of the prompt whose computation is timed."""
     iterations: int = 20
     """Iterations per measurement; the medians count."""
 
     def run(self) -> int:
-        medians = {jobs: _medians(self._measure(jobs)) for jobs in tqdm(self.jobs, leave=False)}
+        medians = {jobs: _medians(self._measure(jobs, self.context)) for jobs in tqdm(self.jobs, leave=False)}
         for jobs, ms_by_part in medians.items():
             parts = "  ".join(f"{name} {ms:.2f}" for name, ms in ms_by_part.items())
             total = sum(ms_by_part.values())
             print(f"{jobs:3} jobs: {total:7.2f} ms, {1000 * jobs / total:6.1f} tok/s  |  {parts}")
         rows = [{"jobs": jobs, "ms": ms_by_part} for jobs, ms_by_part in medians.items()]
-        print(json.dumps({"bench": "iteration", "weights": self.weights, "context": self.context, "rows": rows}))
+        bounds = self._bounds(medians)
+        print(
+            json.dumps({"bench": "iteration", "weights": self.weights, "context": self.context, "rows": rows, **bounds})
+        )
         return 0
 
-    def _measure(self, jobs: int) -> list[dict[str, float]]:
-        """Seconds by part of every iteration."""
-        config = self._config(jobs)
+    def _bounds(self, medians: dict[int, dict[str, float]]) -> dict[str, float]:
+        """One job and a long prompt against what the machine could do at best; tells it, too."""
+        prompt_s = statistics.median(self._measure_prompt() for _ in range(_PROMPTS))
+        limits = measure_limits()
+        spec = read_spec(locate(self.model))
+        layers, head = spec.num_layers * spec.layer_parameters(), spec.vocab_size * spec.hidden_size
+        bound_s = 2 * (layers * self.prompt + head) / limits.flops_per_s
+        print(
+            f"a prompt of {self.prompt} tokens: {1e3 * prompt_s:.0f} ms, {self.prompt / prompt_s:.0f} tok/s, "
+            f"{100 * bound_s / prompt_s:.0f} % of what {limits.flops_per_s / 1e9:.0f} GFLOPS allow"
+        )
+        found = {"bytes_per_s": limits.bytes_per_s, "flops_per_s": limits.flops_per_s, "prompt_s": prompt_s}
+        found["prompt_share_of_bound"] = bound_s / prompt_s
+        if 1 in medians:
+            read_s = (layers + head) * _BYTES_PER_WEIGHT[self.weights] / limits.bytes_per_s
+            decode_s = sum(medians[1].values()) / 1e3
+            print(
+                f"1 job: {100 * read_s / decode_s:.0f} % of what reading the weights at "
+                f"{limits.bytes_per_s / 1e9:.0f} GB/s allows"
+            )
+            found["decode_share_of_bound"] = read_s / decode_s
+        return found
+
+    def _measure_prompt(self) -> float:
+        """Seconds that the iteration with the whole of a prompt takes."""
+        return sum(replace(self, iterations=0)._iterations(1, self.prompt)[0].values())
+
+    def _measure(self, jobs: int, context: int) -> list[dict[str, float]]:
+        """Seconds by part of every iteration that decodes, warm."""
+        return self._iterations(jobs, context)[1 + _WARM_UP :]
+
+    def _iterations(self, jobs: int, context: int) -> list[dict[str, float]]:
+        """Seconds by part of every iteration; the first one computes the prompts."""
+        config = self._config(jobs, context)
         files = locate(self.model)
-        blocks = jobs * -(-(self.context + _WARM_UP + self.iterations + 1) // config.block_tokens)
+        blocks = jobs * -(-(context + _WARM_UP + self.iterations + 1) // config.block_tokens)
         watch = Watch()
         runner, copies = _stage(config, blocks, watch)
         scheduler = Scheduler(config, _COST, blocks, 0)
         text = load_text_model(files, read_spec(files)).tokenizer.detokenizer()
         random = Random(0)
         for job in range(jobs):
-            prompt = [random.randrange(256) for _ in range(self.context)]
+            prompt = [random.randrange(256) for _ in range(context)]
             scheduler.submit(job, Generation(prompt=prompt, max_tokens=_WARM_UP + self.iterations + 1), 0.0)
         seconds = []
-        for now in range(1 + _WARM_UP + self.iterations):  # the first one computes the prompts
+        for now in range(1 + _WARM_UP + self.iterations):
             watch.seconds = {}
             with watch.part("schedule"):
                 plan = scheduler.plan(now)
@@ -133,9 +172,9 @@ class IterationBench:
                     assert token is not None, "logits that are not finite"
                     text.push(token)
             seconds.append(watch.seconds)
-        return seconds[1 + _WARM_UP :]
+        return seconds
 
-    def _config(self, jobs: int) -> Config:
+    def _config(self, jobs: int, context: int) -> Config:
         return Config(
             model=self.model,
             weights=self.weights,
@@ -143,7 +182,7 @@ class IterationBench:
             device="cpu",
             policy="fcfs",
             max_batch_jobs=jobs,
-            max_batch_tokens=jobs * self.context,
+            max_batch_tokens=jobs * context,
             prefix_cache=False,
         )
 
