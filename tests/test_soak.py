@@ -31,12 +31,19 @@ def processor_share(server: Server, seconds: float) -> float:
     return (used() - before) / (time.monotonic() - start)
 
 
-async def stream_all(server: Server, clients: int) -> list[tuple[int, str | None]]:
-    """Tokens and finish reason of each client's stream, all at once."""
+async def stream_all(
+    server: Server, requests: int, at_once: int | None = None, longest_prompt: int = 600
+) -> list[tuple[int, str | None]]:
+    """Tokens and finish reason of each request's stream, `at_once` of them at a time (None: all)."""
     rng = random.Random(3)
+    room = asyncio.Semaphore(at_once or requests)
 
     async def one(client: openai.AsyncOpenAI) -> tuple[int, str | None]:
-        prompt = " ".join(rng.choice(WORDS) for _ in range(rng.randint(5, 600)))
+        async with room:
+            return await answered(client)
+
+    async def answered(client: openai.AsyncOpenAI) -> tuple[int, str | None]:
+        prompt = " ".join(rng.choice(WORDS) for _ in range(rng.randint(5, longest_prompt)))
         stream = await client.completions.create(
             model=server.model,
             prompt=prompt,
@@ -54,7 +61,7 @@ async def stream_all(server: Server, clients: int) -> list[tuple[int, str | None
         return tokens, reason
 
     async with openai.AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=1200) as client:
-        return list(await asyncio.gather(*(one(client) for _ in range(clients))))
+        return list(await asyncio.gather(*(one(client) for _ in range(requests))))
 
 
 def test_two_hundred_streams_end_and_leave_memory_and_processors_as_before(tmp_path: Path) -> None:
@@ -78,6 +85,17 @@ def test_two_hundred_streams_end_and_leave_memory_and_processors_as_before(tmp_p
         assert server.metric('skipjoin_kv_blocks_used{memory="host"}') == 0
         assert after < 1.03 * before
         assert idle < 0.05
+
+
+def test_a_thousand_requests_take_no_more_memory_than_a_hundred(tmp_path: Path) -> None:
+    # Pools that the first hundred fill: memory is taken from the system when it is first used.
+    with running(skipjoin("--kv-device-memory", "64MiB", "--kv-host-memory", "64MiB"), tmp_path / "log") as server:
+        asyncio.run(stream_all(server, 100, at_once=16, longest_prompt=100))
+        before = resident_mib(server)
+        asyncio.run(stream_all(server, 900, at_once=16, longest_prompt=100))
+        after = resident_mib(server)
+        sys.stderr.write(f"\nresident {before:.0f} MiB after 100 requests, {after:.0f} MiB after 1,000\n")
+        assert after < 1.05 * before
 
 
 def test_an_idle_pipeline_of_two_stages_uses_little(tmp_path: Path) -> None:
