@@ -9,7 +9,7 @@ INSTALL := $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test soak fuzz sdk lint check reproduce readme clean
+.PHONY: help serve test soak fuzz sdk lint check reproduce bench-peers readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ check: lint test ## all that a change must pass
 
 reproduce: $(VENV)/installed-dev ## run the paper's experiments: make reproduce ARGS='--only engine'
 	@$(VENV)/bin/skipjoin reproduce $(ARGS)
+
+bench-peers: $(VENV)/installed-dev ## compare with vLLM, llama.cpp and transformers; installs them, takes two hours
+	@$(VENV)/bin/skipjoin bench peers $(ARGS)
 
 readme: $(VENV)/installed ## write the table of options into README.md
 	@$(VENV)/bin/python docs/options.py

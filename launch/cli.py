@@ -55,6 +55,8 @@ Bench = (
     | Annotated[ChunksBench, tyro.conf.subcommand("chunks")]
     | Annotated[IterationBench, tyro.conf.subcommand("iteration")]
     | Annotated[LoadBench, tyro.conf.subcommand("load")]
+    | Annotated[OverheadBench, tyro.conf.subcommand("overhead")]
+    | Annotated[PeersBench, tyro.conf.subcommand("peers")]
     | Annotated[PreemptionBench, tyro.conf.subcommand("preemption")]
     | Annotated[SchedulerBench, tyro.conf.subcommand("scheduler")]
 )

@@ -1,28 +1,73 @@
-"""A server of our own to measure: started as a user would, stopped when done."""
+"""Servers to measure: started as a user would, stopped when done."""
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+import httpx
+
 _URL = re.compile(r"Skipjoin serves .* at (http\S+)")
-_START_TIMEOUT_S = 300.0
+_START_TIMEOUT_S = 900.0  # vLLM compiles for minutes before it first serves
 _STOP_TIMEOUT_S = 60.0
+_HOST = "127.0.0.1"
 
 
 @contextmanager
 def serving(options: Sequence[str]) -> Iterator[str]:
     """Run `skipjoin serve OPTIONS` on a free port; yields its base URL. Raises RuntimeError with its log."""
-    command = [sys.executable, "-m", "launch", "serve", "--port", "0", *options]
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+
+    def announced(log: str) -> str | None:
+        found = _URL.search(log)
+        return found[1] if found else None
+
+    with _running([sys.executable, "-m", "launch", "serve", "--port", "0", *options], None, announced) as url:
+        yield url
+
+
+@contextmanager
+def serving_other(command: Callable[[int], Sequence[str]], environment: Mapping[str, str]) -> Iterator[str]:
+    """Run another server: `command` of a port, ready when `/health` says so. Yields its base URL, with /v1.
+
+    Raises RuntimeError with its log.
+    """
+    port = _free_port()
+    root = f"http://{_HOST}:{port}"
+
+    def healthy(_: str) -> str | None:
         try:
-            yield _wait_until_ready(process, output)
+            return f"{root}/v1" if httpx.get(f"{root}/health", trust_env=False).is_success else None
+        except httpx.HTTPError:
+            return None
+
+    with _running(command(port), environment, healthy) as url:
+        yield url
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], environment: Mapping[str, str] | None, find_url: Callable[[str], str | None]
+) -> Iterator[str]:
+    """Yields what `find_url` makes of the log, as soon as that is something."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            deadline = time.monotonic() + _START_TIMEOUT_S
+            while (url := find_url(_read(output))) is None:
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server ended with status {process.returncode}:\n{_read(output)}")
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"the server was not ready after {_START_TIMEOUT_S:.0f} s:\n{_read(output)}")
+                time.sleep(0.1)
+            yield url
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -32,14 +77,12 @@ def serving(options: Sequence[str]) -> Iterator[str]:
                 raise
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", output: TextIO) -> str:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        output.seek(0)
-        log = output.read()
-        if found := _URL.search(log):
-            return found[1]
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended with status {process.returncode}:\n{log}")
-        time.sleep(0.1)
-    raise RuntimeError(f"the server was not ready after {_START_TIMEOUT_S:.0f} s:\n{log}")
+def _read(output: TextIO) -> str:
+    output.seek(0)
+    return output.read()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])

@@ -41,7 +41,7 @@ class Page:
         data = experiment.measure(seeds)
         command = f"skipjoin reproduce --only {experiment.name} --seeds {seeds}"
         seconds = round(time.monotonic() - start)
-        kept = Kept(command, _commit(), _machine(), time.strftime("%Y-%m-%d"), seconds, data)
+        kept = Kept(command, _commit(), machine(), time.strftime("%Y-%m-%d"), seconds, data)
         path = self._data(experiment)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.encode(kept) + b"\n")
@@ -73,7 +73,7 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _machine() -> str:
+def machine() -> str:
     """The processor and the cores that this process may use."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())

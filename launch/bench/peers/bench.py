@@ -1,0 +1,148 @@
+"""`skipjoin bench peers`: what users feel of Skipjoin and of other servers, side by side."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+import platformdirs
+from tqdm import tqdm
+
+from common.config import ConfigError
+from launch.bench.client import Client
+from launch.bench.load import Load, LoadResult
+from launch.bench.peers.checkpoint import export
+from launch.bench.peers.report import OURS, Comparison, Run, draw, medians, report
+from launch.bench.peers.servers import Contestant, Home, contestants
+from launch.lab.page import machine
+from launch.lab.samples import summary
+from launch.lab.workload import Request, make_requests
+
+_SINGLE = [Request(0.0, 40, 128)] * 3
+_WORKLOAD = "mix"
+_REQUESTS = {4: 12, 16: 32, 32: 40}  # of a closed loop, by clients
+_SHARES = (0.7, 1.3)  # of what a server gives the most clients: what open loops send
+_FEWEST = 8  # requests of an open loop
+_SHORT_TOKENS = 48  # the longest output of a short request in the mix
+_WARM_UP = [Request(0.0, 300, 24)] * 8
+_WARM_UP_SEED = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeersBench:
+    """Compare Skipjoin with vLLM, llama.cpp and transformers on the embedded model, all on the same cores.
+
+    Installs the others first, each into an environment of its own; llama.cpp is compiled. In every round each server is
+    started in turn. It answers one stream, then closed loops of 4, 16 and 32 clients, then an open loop at 70 % and one
+    at 130 % of what it served to 32 clients; Skipjoin is sent what each of the others was. Takes about half an hour for
+    each round. The last line of output is JSON.
+    """
+
+    peers: tuple[str, ...] = ("vllm", "llama.cpp", "transformers")
+    """Servers to compare with."""
+    open_loop: tuple[str, ...] = ("vllm", "llama.cpp", "transformers")
+    """Those among them to send open loops to."""
+    rounds: int = 3
+    """Times that all are measured; the medians count."""
+    seconds: float = 60.0
+    """Time in which the requests of an open loop arrive."""
+    threads: int = os.cpu_count() or 1
+    """CPU threads of every server."""
+    directory: Path = platformdirs.user_cache_path("skipjoin") / "peers"
+    """Where environments and models are kept."""
+    output: Path = Path("peers.json")
+    """File for all that was measured; a picture is put beside it."""
+
+    def run(self) -> int:
+        """Raises ConfigError."""
+        chosen = [contestant for contestant in contestants() if contestant.name in (OURS, *self.peers)]
+        if unknown := {*self.peers, *self.open_loop} - {contestant.name for contestant in chosen}:
+            raise ConfigError(f"no such peer: {', '.join(sorted(unknown))}")
+        home = Home(self.directory, export(self.directory / "model"), self.threads)
+        for contestant in chosen:
+            contestant.install(home)
+        chosen.sort(key=lambda contestant: contestant.name == OURS)  # last: it is sent what the others were
+        comparison = Comparison(machine(), self.threads, time.strftime("%Y-%m-%d"), [])
+        with tqdm(total=self.rounds * len(chosen)) as bar:
+            for number in range(self.rounds):
+                for contestant in chosen:
+                    turn = _Turn(contestant, number, comparison.runs, bar)
+                    with contestant.serve(home) as url:
+                        asyncio.run(self._measure(turn, url, contestant.model(home)))
+                    self.output.write_bytes(msgspec.json.format(msgspec.json.encode(comparison)) + b"\n")
+                    bar.update()
+        print(*report(comparison), sep="\n")
+        draw(comparison, self.output.with_suffix(".png"))
+        print(json.dumps({"bench": "peers", "medians": medians(comparison)}))
+        return 0
+
+    async def _measure(self, turn: "_Turn", url: str, model: str | None) -> None:
+        async with Client(url) as client:
+            await client.prepare(model)
+            await Load(client, _WARM_UP, seed=_WARM_UP_SEED + turn.round).closed_loop(4)
+            await turn.closed(client, "one stream", _SINGLE, 1)
+            if not turn.contestant.under_load:
+                return
+            for clients, count in _REQUESTS.items():
+                requests = make_requests(_WORKLOAD, count, seed=turn.round)
+                await turn.closed(client, _clients(clients), requests, clients)
+            for peer in self.open_loop:
+                if turn.contestant.name in (OURS, peer):
+                    for share in _SHARES:
+                        rate = share * turn.capacity(peer)
+                        count = max(_FEWEST, round(rate * self.seconds))
+                        requests = make_requests(_WORKLOAD, count, rate, seed=turn.round)
+                        await turn.open(client, f"{100 * share:.0f} % of {peer}", requests)
+
+
+class _Turn:
+    """One server in one round."""
+
+    def __init__(self, contestant: Contestant, number: int, runs: list[Run], bar: "tqdm[NoReturn]") -> None:
+        self.contestant = contestant
+        self.round = number
+        self._runs = runs  # of all servers and rounds so far
+        self._bar = bar
+
+    async def closed(self, client: Client, load: str, requests: Sequence[Request], clients: int) -> None:
+        self._bar.set_description(f"{self.contestant.label}, {load}")
+        self._add(load, await Load(client, requests, self.round).closed_loop(clients))
+
+    async def open(self, client: Client, load: str, requests: Sequence[Request]) -> None:
+        self._bar.set_description(f"{self.contestant.label}, {load}")
+        self._add(load, await Load(client, requests, self.round).open_loop())
+
+    def capacity(self, peer: str) -> float:
+        """Requests per second that `peer` served to the most clients in this round."""
+        (run,) = (
+            run
+            for run in self._runs
+            if (run.round, run.load) == (self.round, _clients(max(_REQUESTS))) and run.server.split()[0] == peer
+        )
+        return run.requests_per_s
+
+    def _add(self, load: str, result: LoadResult) -> None:
+        if not result.samples:
+            raise ConfigError(f"{self.contestant.label} answered nothing: {result.errors[0]}")
+        short = [sample for sample in result.samples if sample.output_tokens <= _SHORT_TOKENS]
+        self._runs.append(
+            Run(
+                self.contestant.label,
+                load,
+                self.round,
+                len(result.errors),
+                result.tokens_per_s,
+                len(result.samples) / result.duration_s,
+                summary(result.samples),
+                summary(short) if short else {},
+            )
+        )
+
+
+def _clients(count: int) -> str:
+    return f"{count} clients"

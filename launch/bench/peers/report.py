@@ -1,0 +1,111 @@
+"""What was measured of several servers, and how it is told: medians of the rounds, in tables and a picture."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launch.lab.plots import figure
+
+OURS = "skipjoin"
+
+
+class Run(msgspec.Struct, frozen=True):
+    """One load on one server. Figures are those of `launch.lab.samples.summary`."""
+
+    server: str
+    load: str
+    round: int
+    failed: int
+    tokens_per_s: float
+    requests_per_s: float
+    figures: dict[str, float]
+    short: dict[str, float]  # of the requests with short outputs; none where all are long
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """All runs, and where they were made."""
+
+    machine: str
+    threads: int
+    date: str
+    runs: list[Run]
+
+
+Figure = Callable[[Run], float]
+
+_COLUMNS: dict[str, Figure] = {
+    "tok/s": lambda run: run.tokens_per_s,
+    "TTFT, ms": lambda run: 1e3 * run.figures["mean_ttft_s"],
+    "TTFT P95": lambda run: 1e3 * run.figures["p95_ttft_s"],
+    "TPOT, ms": lambda run: 1e3 * run.figures["mean_tpot_s"],
+    "JCT, s": lambda run: run.figures["mean_jct_s"],
+    "JCT P95": lambda run: run.figures["p95_jct_s"],
+    "short JCT P95": lambda run: run.short.get("p95_jct_s", float("nan")),
+}
+
+
+def medians(comparison: Comparison) -> dict[str, dict[str, dict[str, float]]]:
+    """By load, server and column."""
+    return {
+        load: {
+            server: {name: statistics.median(map(pick, runs)) for name, pick in _COLUMNS.items()}
+            for server, runs in by_server.items()
+        }
+        for load, by_server in _grouped(comparison.runs).items()
+    }
+
+
+def report(comparison: Comparison) -> Iterator[str]:
+    """Lines of text: a table for each load."""
+    for load, by_server in medians(comparison).items():
+        yield f"\n{load:<30}" + "".join(f"{name:>15}" for name in _COLUMNS)
+        for server, figures in by_server.items():
+            yield f"{server:<30}" + "".join(f"{figures[name]:15.4g}" for name in _COLUMNS)
+
+
+def draw(comparison: Comparison, path: Path) -> None:
+    """Throughput, time to first token and short requests, each on a panel: bars by load, whiskers over the rounds."""
+    grouped = _grouped(comparison.runs)
+    servers = list(dict.fromkeys(run.server for run in comparison.runs))
+    with figure(path, len(_DRAWN), width=6.4) as axes:
+        for axis, name in zip(axes, _DRAWN, strict=True):
+            _draw_bars(axis, grouped, servers, _COLUMNS[name])
+            axis.set_title(name)
+        axes[0].legend(fontsize="x-small")
+
+
+def _draw_bars(axis: Any, grouped: dict[str, dict[str, list[Run]]], servers: list[str], pick: Figure) -> None:
+    width = 0.8 / len(servers)
+    for place, server in enumerate(servers):
+        for index, by_server in enumerate(grouped.values()):
+            values = sorted(value for value in map(pick, by_server.get(server, [])) if not math.isnan(value))
+            if values:
+                middle = statistics.median(values)
+                axis.bar(
+                    index + (place - (len(servers) - 1) / 2) * width,
+                    middle,
+                    width,
+                    yerr=[[middle - values[0]], [values[-1] - middle]],
+                    label=server if index == 0 else None,
+                    color=f"C{place}",
+                    capsize=1.5,
+                    error_kw={"lw": 0.8},
+                )
+    axis.set_xticks(range(len(grouped)), [load.replace(" of ", "\nof ") for load in grouped], fontsize="x-small")
+    axis.set_yscale("log" if axis.patches else "linear")
+    axis.grid(axis="y", alpha=0.3)
+
+
+_DRAWN = ("tok/s", "TTFT P95", "short JCT P95")
+
+
+def _grouped(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
+    """By load and server, in the order in which they first came."""
+    grouped: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        grouped.setdefault(run.load, {}).setdefault(run.server, []).append(run)
+    return grouped
