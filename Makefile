@@ -9,7 +9,7 @@ INSTALL := $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test soak fuzz sdk lint check reproduce bench-peers readme clean
+.PHONY: help serve test soak fuzz sdk lint check reproduce bench-peers bench-gpu readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ reproduce: $(VENV)/installed-dev ## run the paper's experiments: make reproduce 
 
 bench-peers: $(VENV)/installed-dev ## compare with vLLM, llama.cpp and transformers; installs them, takes two hours
 	@$(VENV)/bin/skipjoin bench peers $(ARGS)
+
+bench-gpu: $(VENV)/installed-dev ## run the tests that need a GPU, and time the engine against what the GPU can do
+	@$(VENV)/bin/skipjoin bench gpu $(ARGS)
 
 readme: $(VENV)/installed ## write the table of options into README.md
 	@$(VENV)/bin/python docs/options.py

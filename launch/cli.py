@@ -12,6 +12,7 @@ from common.config import Config, ConfigError
 from common.model_files import ModelError
 from launch.bench.chat import ChatBench
 from launch.bench.chunks import ChunksBench
+from launch.bench.gpu import GpuBench
 from launch.bench.iteration import IterationBench
 from launch.bench.load import LoadBench
 from launch.bench.overhead import OverheadBench
@@ -53,6 +54,7 @@ class Profile(Config):
 Bench = (
     Annotated[ChatBench, tyro.conf.subcommand("chat")]
     | Annotated[ChunksBench, tyro.conf.subcommand("chunks")]
+    | Annotated[GpuBench, tyro.conf.subcommand("gpu")]
     | Annotated[IterationBench, tyro.conf.subcommand("iteration")]
     | Annotated[LoadBench, tyro.conf.subcommand("load")]
     | Annotated[OverheadBench, tyro.conf.subcommand("overhead")]

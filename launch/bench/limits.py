@@ -1,11 +1,11 @@
-"""What a machine can do at best: how fast it reads memory and multiplies, by torch. Bounds, not promises."""
+"""What a device can do at best: how fast it reads memory and multiplies, by torch. Bounds, not promises."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-_READ_BYTES = 512 * 2**20  # more than any cache holds
-_MATRIX = 1536
+# Bytes, more than any cache holds, and rows of a square matrix, enough for all processors.
+_SIZES = {"cpu": (2**29, 1536), "cuda": (2**31, 8192)}
 _TRIES = 7
 
 
@@ -14,25 +14,28 @@ class Limits:
     """The best of some tries, with the threads that torch has now."""
 
     bytes_per_s: float
-    flops_per_s: float  # of fp32 products
+    flops_per_s: float  # of products of matrices
 
 
-def measure_limits() -> Limits:
-    """Takes two seconds."""
+def measure_limits(device: str = "cpu", dtype: str = "float32") -> Limits:
+    """Takes two seconds. dtype: of the products, as torch calls it."""
     import torch  # noqa: PLC0415 - a command line that measures nothing needs no torch
 
-    memory = torch.ones(_READ_BYTES // 4)
-    left, right = torch.ones(_MATRIX, _MATRIX), torch.ones(_MATRIX, _MATRIX)
+    num_bytes, rows = _SIZES[device]
+    memory = torch.ones(num_bytes // 4, device=device)
+    left, right = torch.ones(2, rows, rows, device=device, dtype=getattr(torch, dtype)).unbind(0)
+
+    def best_s(work: Callable[[], object]) -> float:
+        seconds = []
+        for _ in range(_TRIES):
+            start = time.perf_counter()
+            work()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
     return Limits(
-        bytes_per_s=_READ_BYTES / _best_s(memory.max),
-        flops_per_s=2 * _MATRIX**3 / _best_s(lambda: torch.mm(left, right)),
+        bytes_per_s=num_bytes / best_s(memory.max),
+        flops_per_s=2 * rows**3 / best_s(lambda: torch.mm(left, right)),
     )
-
-
-def _best_s(work: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(_TRIES):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
