@@ -53,3 +53,13 @@ def test_a_cache_without_host_blocks_is_possible() -> None:
     cache = make_cache(blocks=3, host_blocks=0)
     assert cache.num_blocks == (3, 0)
     assert repr(cache) == "<KvCache 3 device blocks, 0 host blocks, torch.float32>"
+
+
+@pytest.mark.gpu
+def test_the_host_pool_is_pinned_and_let_go_with_the_cache() -> None:
+    cache = make_cache("cuda")
+    host = cache.host
+    assert host.is_pinned()
+    assert not host.any()
+    del cache
+    assert not host.is_pinned()

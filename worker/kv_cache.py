@@ -1,6 +1,7 @@
 """Where keys and values live: a pool of blocks on the device, one in host memory. Whose they are, others decide."""
 
 import mmap
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -44,10 +45,11 @@ class KvCache:
         block_shape = (num_layers, 2, self.kv_heads, block_tokens, self.head_dim)
         if device.type == "cuda":
             self.device = torch.zeros(num_device_blocks, *block_shape, dtype=dtype, device=device)
-            self.host = torch.empty(num_host_blocks, *block_shape, dtype=dtype, pin_memory=True)
         else:
             self.device = _lazy_zeros((num_device_blocks, *block_shape), dtype)
-            self.host = _lazy_zeros((num_host_blocks, *block_shape), dtype)
+        self.host = _lazy_zeros((num_host_blocks, *block_shape), dtype)
+        if device.type == "cuda" and num_host_blocks:
+            _pin(self.host, self)
         self._slot_rows = self.device.view(-1, self.head_dim)
         self._block_rows = self.device.view(-1, block_tokens * self.head_dim)
 
@@ -100,6 +102,16 @@ class Gather:
 
     def read(self, layer: int) -> None:
         torch.index_select(self._source[layer * self._layer_rows :], 0, self._index, out=self._target)
+
+
+def _pin(pool: Tensor, owner: KvCache) -> None:
+    """Lock the pool's pages while `owner` lives: only copies from and to such pages run beside compute.
+
+    torch's own pinned memory would take a power of two of bytes, up to twice as many as are wanted.
+    """
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    torch.cuda.check_error(runtime.cudaHostRegister(pool.data_ptr(), pool.nbytes, 0))
+    weakref.finalize(owner, runtime.cudaHostUnregister, pool.data_ptr())
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
