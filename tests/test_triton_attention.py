@@ -26,7 +26,7 @@ triton_kernels = pytest.importorskip(
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LAYER, BLOCKS = 1, 160
+LAYER = 1
 SPREAD = [1, 2, 15, 16, 17, 100, SPLIT_SLOTS, SPLIT_SLOTS + 1, 700]  # contexts, one token of them new
 
 
@@ -39,6 +39,7 @@ class Shape:
     head_dim: int = 16
     block_tokens: int = 16
     dtype: torch.dtype = torch.float32
+    slots: int = 2560  # of all blocks
 
     def cache(self) -> KvCache:
         """Two layers of random numbers, the same for the same shape."""
@@ -46,7 +47,7 @@ class Shape:
             replace(SPEC, num_kv_heads=self.kv_heads, head_dim=self.head_dim),
             num_layers=2,
             block_tokens=self.block_tokens,
-            num_device_blocks=BLOCKS * 16 // self.block_tokens,
+            num_device_blocks=self.slots // self.block_tokens,
             num_host_blocks=0,
             device=DEVICE,
             dtype=self.dtype,
@@ -137,6 +138,14 @@ def test_sixteen_bit_numbers_are_as_exact_as_in_the_plain_path(dtype: torch.dtyp
     torch.testing.assert_close(computed(cache, shape, batch), expected(reference, shape, batch), atol=2e-2, rtol=2e-2)
 
 
+def test_a_long_context_is_merged_from_many_splits() -> None:
+    shape = Shape(kv_heads=1, slots=6400)
+    cache = shape.cache()
+    batch = decoding(cache, [SPLIT_SLOTS * 20 + 5, 3])
+    cache.device[batch[0].blocks[-40:], LAYER, 0] *= 3.0  # The last splits weigh more than the first.
+    torch.testing.assert_close(computed(cache, shape, batch), expected(cache, shape, batch), atol=1e-5, rtol=1e-5)
+
+
 def test_a_jobs_numbers_are_the_same_bits_in_any_batch() -> None:
     shape = Shape()
     cache = shape.cache()
@@ -157,6 +166,8 @@ def test_nan_in_the_blocks_of_others_and_behind_a_jobs_end_does_not_leak() -> No
         end = entry.start + len(entry.tokens)
         cache.device[entry.blocks[-1], :, :, :, end % cache.block_tokens :] = torch.nan
     cache.device[batch[1].blocks] = torch.nan
+    owned = {block for entry in batch for block in entry.blocks}
+    cache.device[[block for block in range(len(cache.device)) if block not in owned]] = torch.nan
     after = computed(cache, shape, batch)
     others = [0, *range(2, len(after))]
     assert torch.equal(after[others], before[others])
