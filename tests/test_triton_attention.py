@@ -204,6 +204,13 @@ def test_work_may_be_exchanged_in_place_and_the_rows_beyond_it_do_nothing() -> N
         assert torch.equal(cache.device, held)
 
 
+def test_trying_the_kernels_out_leaves_the_cache_as_it_was() -> None:
+    cache = Shape().cache()
+    held = cache.device.clone()
+    TritonKernel(cache, triton_kernels).try_out()
+    assert torch.equal(cache.device, held)
+
+
 def test_a_context_is_split_at_fixed_slots() -> None:
     cache = Shape().cache()
     work = lay_out(inputs_of(cache, decoding(cache, [256, 257, 600])), cache.block_tokens, 1)

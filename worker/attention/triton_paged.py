@@ -12,6 +12,7 @@ bits that it has in a prompt, where it is computed in tiles of another shape.
 
 import logging
 import math
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -65,6 +66,12 @@ class TritonKernel:
         """The attention of what `work` holds whenever it is computed."""
         return TritonAttention(self, lambda _: work)
 
+    def try_out(self) -> None:
+        """Launch kernels that have nothing to do. Triton needs a C compiler and Python's headers, and says so here."""
+        room = Work.room(1, 1, self.block_tokens, self.pools[0].device)
+        rows = self.pools[0].new_zeros(1, self.kv_heads, self.head["HEAD_DIM"])
+        self.attention_of(room)(0, rows, rows, rows, scale=1.0, window=None)
+
 
 def open_kernel(cache: KvCache) -> TritonKernel | None:
     """The kernels for `cache`, or None where torch has to do."""
@@ -72,10 +79,13 @@ def open_kernel(cache: KvCache) -> TritonKernel | None:
         return None
     try:
         from worker.attention import triton_kernels  # noqa: PLC0415 - only torch's CUDA builds bring Triton
-    except ImportError as error:
-        logger.warning("attention is torch's: %s", error)
+
+        kernel = TritonKernel(cache, triton_kernels)
+        kernel.try_out()
+    except (ImportError, RuntimeError, subprocess.CalledProcessError) as error:
+        logger.warning("attention is torch's, which is slower: %s", error)
         return None
-    return TritonKernel(cache, triton_kernels)
+    return kernel
 
 
 @dataclass(frozen=True, slots=True)
