@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 
-from gateway.generation import Generation
+from gateway.generation import Failure, Generation
 from gateway.scheduling.scheduler import Outcome
 
 # What all masks of an iteration together may hold the next plan up; nearly all are there much sooner. A job whose mask
@@ -36,11 +36,11 @@ class Constraints:
             constraint.wait(max(0.0, deadline - self._clock()))
 
 
-def why_no_token(generation: Generation) -> str:
+def why_no_token(generation: Generation) -> Failure:
     """What a client is told when no token could be drawn."""
     constraint = generation.constraint
     if constraint is not None and constraint.failure is not None:
-        return constraint.failure
+        return Failure(constraint.failure, by_request=True)
     if constraint is not None or generation.bad_words or generation.min_tokens:
-        return "the request leaves no token that could come next"
-    return "the model produced values that are not finite for this request"
+        return Failure("the request leaves no token that could come next", by_request=True)
+    return Failure("the model produced values that are not finite for this request")

@@ -18,7 +18,7 @@ from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
 from common.records import Plan, Result
 from gateway.constraints import Constraints, why_no_token
-from gateway.generation import Chunk, Generation, QueueFull, SchedulingTrace, State, Stream, Unavailable
+from gateway.generation import Chunk, Failure, Generation, QueueFull, SchedulingTrace, State, Stream, Unavailable
 from gateway.pipeline import Interrupted, Pipeline, StageLost
 from gateway.recording import Recorder
 from gateway.scheduling.job import Job
@@ -343,7 +343,7 @@ class JobEngine:
         self._commands.clear()
         self._streams.clear()
         self._jobs.clear()
-        self._hand_over([(stream, Chunk((), "error", why)) for stream in waiting])
+        self._hand_over([(stream, Chunk((), "error", Failure(why))) for stream in waiting])
         self._notify()
 
     def _hand_over(self, chunks: list[tuple[JobStream, Chunk]]) -> None:

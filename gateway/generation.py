@@ -82,12 +82,20 @@ class SchedulingTrace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a job ended in an error."""
+
+    message: str  # for the client
+    by_request: bool = False  # what it asks for cannot be, and cannot be the next time either
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """What one iteration gave a job. The last chunk of a job has a `finish_reason`."""
 
     tokens: tuple[int, ...]  # the stop token itself is not among them
     finish_reason: FinishReason | None = None
-    error: str | None = None  # for the client, with finish_reason "error"
+    error: Failure | None = None  # with finish_reason "error"
     trace: SchedulingTrace | None = None  # with finish_reason
     logprobs: tuple[Logprobs, ...] = ()  # one per token, where they were asked for
     prompt_logprobs: tuple[Logprobs, ...] = ()  # of all but its first token; with the first chunk, if asked for

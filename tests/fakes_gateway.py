@@ -16,7 +16,7 @@ from common.config import Config
 from common.records import Logprobs
 from gateway.api.keys import KeyRing
 from gateway.app import create_app
-from gateway.generation import Chunk, FinishReason, Generation, QueueFull, SchedulingTrace, State, Unavailable
+from gateway.generation import Chunk, Failure, FinishReason, Generation, QueueFull, SchedulingTrace, State, Unavailable
 from gateway.http_server import http_server
 from gateway.text.chat_form import chat_form
 from gateway.text.detokenizer import BYTE_OF_CHARACTER
@@ -79,7 +79,7 @@ class FakeStream:
             prompt_logprobs = ()
         await self._engine.pass_gate()
         if self._engine.fails:
-            yield Chunk((), "error", "A worker was lost.")
+            yield Chunk((), "error", self._engine.failure)
             return
         logprobs = self._logprobs(tokens[-1]) if tokens else ()
         end = trace(joined_level=self._number)
@@ -112,6 +112,7 @@ class FakeEngine:
         self.state: State = "ready"
         self.full_for_s: float | None = None
         self.fails = False
+        self.failure = Failure("A worker was lost.")
         self.streams: list[FakeStream] = []
         self.submitted = threading.Event()
         self.script = script if callable(script) else _says(script)

@@ -7,6 +7,8 @@ import openai
 import pytest
 from fakes_gateway import NAME, FakeEngine, byte_text_model, client_of, trace
 
+from gateway.generation import Failure
+
 HI: Any = [{"role": "user", "content": "hi"}]
 
 
@@ -179,6 +181,16 @@ def test_a_failed_generation_is_a_server_error() -> None:
     assert caught.value.code == "generation_failed"
     assert caught.value.message.endswith("A worker was lost.")
     assert all(stream.aborted.is_set() for stream in engine.streams)
+
+
+def test_a_request_that_leaves_no_token_is_at_fault_itself_and_is_not_sent_again() -> None:
+    engine = FakeEngine()
+    engine.fails, engine.failure = True, Failure("the output's grammar is too complex", by_request=True)
+    with client_of(engine) as client:
+        patient = client.with_options(max_retries=2)
+        error = bad_request(lambda: patient.chat.completions.create(model=NAME, messages=HI))
+    assert (error.code, error.type) == ("unsatisfiable", "invalid_request_error")
+    assert len(engine.jobs) == 1
 
 
 def test_logprobs_name_tokens_bytes_and_the_likeliest() -> None:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.api.choices import Choice, Choices, GenerationFailed
 from gateway.api.keys import EVERYBODY
-from gateway.generation import Chunk
+from gateway.generation import Chunk, Failure
 from gateway.metrics import HttpMetrics
 from gateway.text.output.parser import PLAIN, OutputForm, OutputParser
 from gateway.text.output.parts import Content, joined
@@ -96,7 +96,7 @@ def test_half_a_character_at_the_end_is_replaced() -> None:
 
 
 def test_an_error_of_the_engine_and_a_stream_without_an_end_are_failures() -> None:
-    for stream in (Stream(Chunk((), "error", "gone")), Stream(Chunk((97,)))):
+    for stream in (Stream(Chunk((), "error", Failure("gone"))), Stream(Chunk((97,)))):
         with pytest.raises(GenerationFailed):
             parts(choice(stream))
 
@@ -109,7 +109,7 @@ def test_several_choices_come_in_turns_and_all_to_their_end() -> None:
 def test_a_failure_of_one_choice_ends_the_waiting_for_the_others() -> None:
     async def read() -> None:
         endless = Stream(*[Chunk((97,))] * 10_000)
-        choices = Choices([choice(endless, 0), choice(Stream(Chunk((), "error", "gone")), 1)], 1)
+        choices = Choices([choice(endless, 0), choice(Stream(Chunk((), "error", Failure("gone"))), 1)], 1)
         with pytest.raises(GenerationFailed, match="gone"):
             async for _ in choices.parts():
                 pass

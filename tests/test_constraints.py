@@ -6,6 +6,7 @@ import pytest
 from fakes import FixedMask, generation
 
 from gateway.constraints import GRACE_S, Constraints, why_no_token
+from gateway.generation import Failure
 from gateway.scheduling.job import Job
 from gateway.scheduling.scheduler import Outcome
 
@@ -41,8 +42,10 @@ def test_all_of_them_together_get_one_grace() -> None:
 
 def test_a_client_is_told_why_its_constraint_gave_up() -> None:
     constraint = FixedMask()
-    assert "not finite" in why_no_token(generation(2, 5))
+    assert "not finite" in why_no_token(generation(2, 5)).message
+    assert not why_no_token(generation(2, 5)).by_request
     for options in ({"constraint": constraint}, {"bad_words": ((1,),)}, {"min_tokens": 1}):
-        assert "leaves no token" in why_no_token(generation(2, 5, **options))
+        failure = why_no_token(generation(2, 5, **options))
+        assert ("leaves no token" in failure.message, failure.by_request) == (True, True)
     constraint.failure = "too complex"
-    assert why_no_token(generation(2, 5, constraint=constraint)) == "too complex"
+    assert why_no_token(generation(2, 5, constraint=constraint)) == Failure("too complex", by_request=True)

@@ -11,7 +11,15 @@ import pytest
 from fakes_gateway import END, byte_text_model
 
 from gateway.text import grammar as grammar_file
-from gateway.text.grammar import MAX_SOURCE_BYTES, Grammar, GrammarConstraint, GrammarError, Grammars, GrammarSource
+from gateway.text.grammar import (
+    MAX_OPTIONAL_PROPERTIES,
+    MAX_SOURCE_BYTES,
+    Grammar,
+    GrammarConstraint,
+    GrammarError,
+    Grammars,
+    GrammarSource,
+)
 
 T = TypeVar("T")
 
@@ -150,6 +158,13 @@ def test_a_model_that_never_ends_an_output_has_no_grammars() -> None:
         asyncio.run(compile_without_end())
 
 
+def optional(count: int) -> dict[str, Any]:
+    return {f"{i:x}": True for i in range(count)}
+
+
+MANY_PATTERNS = json.dumps({"patternProperties": {f"^a{i}$": {} for i in range(400)}})  # would take ten seconds
+
+
 def nested(depth: int) -> str:
     return '{"properties": {"a": ' * depth + "{}" + "}}" * depth
 
@@ -170,6 +185,14 @@ HOSTILE: dict[str, tuple[grammar_file.Kind, str]] = {
         "json_schema",
         json.dumps({"allOf": [{"anyOf": [{"properties": {f"{i}_{j}": {}}} for j in range(5)]} for i in range(20)]}),
     ),
+    "many properties": ("json_schema", json.dumps({"properties": optional(4800)})),
+    "many in all": ("json_schema", json.dumps({"allOf": [{"properties": optional(600)}] * 2})),
+    "many patterns": ("json_schema", MANY_PATTERNS),
+    "many patterns in a grammar": ("lark", 'start: "%json" x\nx: %json  ' + MANY_PATTERNS),
+    "many patterns and a list of names that hides nothing": (
+        "json_schema",
+        json.dumps({"items": json.loads(MANY_PATTERNS), "required": [f"p{i}" for i in range(9000)]}),
+    ),
     "huge multiple": ("json_schema", '{"type": "integer", "multipleOf": 1000000007}'),
     "broken regex": ("regex", "["),
     "deep regex": ("regex", "(" * 5000 + "a" + ")" * 5000),
@@ -183,8 +206,13 @@ HOSTILE: dict[str, tuple[grammar_file.Kind, str]] = {
 }
 
 
-# Takes most of a second to compile.
-SLOW = json.dumps({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2200)}})
+# Takes most of a second to compile: nothing counts what is merged.
+SLOW = json.dumps(
+    {
+        "$defs": {"many": {"type": "object", "properties": optional(MAX_OPTIONAL_PROPERTIES - 20)}},
+        "properties": {f"p{i}": {"allOf": [{"$ref": "#/$defs/many"}, {"maxProperties": 9}]} for i in range(20)},
+    }
+)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -200,6 +228,10 @@ HARMLESS: dict[str, tuple[grammar_file.Kind, str]] = {
     "catastrophic elsewhere": ("regex", "(a+)+$"),
     "exponential when determinized": ("regex", "(x|y)*x(x|y){30}"),
     "nested repeats": ("regex", "((a{1,100}){1,100}){1,100}"),
+    "many properties that must come": (
+        "json_schema",
+        json.dumps({"properties": optional(2000), "required": list(optional(2000))}),
+    ),
     "a tree": ("json_schema", '{"type": "object", "properties": {"c": {"$ref": "#"}}}'),
     "long strings": ("json_schema", '{"type": "string", "minLength": 1000000}'),
     "long arrays": ("json_schema", '{"type": "array", "minItems": 1000000}'),

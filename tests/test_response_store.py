@@ -38,7 +38,7 @@ def response(name: str, **changes: Any) -> Response:
 
 def keep(store: ResponseStore, name: str, text: str = "") -> None:
     items = [Item(role="user", content=text)]
-    store.add(Stored(ALICE, items, response(name)), items)
+    store.add(Stored(ALICE, items, items, response(name)))
 
 
 def finish(store: ResponseStore, name: str) -> None:
@@ -96,3 +96,24 @@ def test_others_cannot_have_it() -> None:
     with pytest.raises(ApiError) as caught:
         store.get("a", Account("alice", Limits()))
     assert caught.value.status == 404
+
+
+def test_an_item_is_found_by_its_owner_as_long_as_its_response_is_kept() -> None:
+    store = ResponseStore()
+    asked, said = (Item(role="user", content="x", id=name) for name in ("asked", "said"))
+    store.add(Stored(ALICE, [asked], [asked], response("a")))
+    store.finish(response("a", status="completed", output=[said]), keep_events=False)
+    for item in (asked, said):
+        assert store.item(str(item.id), ALICE) is item
+        assert store.item(str(item.id), Account("alice", Limits())) is None
+    store.remove("a")
+    assert store.item("asked", ALICE) is store.item("said", ALICE) is None
+
+
+def test_an_id_that_is_used_again_is_the_later_item() -> None:
+    store = ResponseStore()
+    first, second = (Item(role="user", content=text, id="mine") for text in "ab")
+    store.add(Stored(ALICE, [first], [first], response("a")))
+    store.add(Stored(ALICE, [second], [second], response("b")))
+    store.remove("a")
+    assert store.item("mine", ALICE) is second

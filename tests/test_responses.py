@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from common.config import Config
 from gateway.api.keys import load_keys
+from gateway.generation import Failure
 
 THOUGHTS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: {# <think> #}"
 WEATHER: Any = {
@@ -149,6 +150,17 @@ def test_a_failure_within_a_stream_is_an_event_and_without_one_an_error(engine: 
             client.responses.create(model=NAME, input="hi")
 
 
+def test_a_failure_by_what_was_asked_for_is_no_servers_error(engine: FakeEngine) -> None:
+    engine.fails, engine.failure = True, Failure("too complex", by_request=True)
+    with client_of(engine) as client:
+        *_, last = client.responses.create(model=NAME, input="hi", stream=True)
+        assert last.type == "response.failed"
+        assert last.response.error is not None
+        assert last.response.error.code == "invalid_prompt"
+        with pytest.raises(openai.BadRequestError, match="too complex"):
+            client.responses.create(model=NAME, input="hi")
+
+
 def test_a_client_that_leaves_its_stream_ends_the_job(client: openai.OpenAI, engine: FakeEngine) -> None:
     engine.close_gate()
     client.responses.create(model=NAME, input="hi", stream=True).close()
@@ -238,6 +250,22 @@ def test_a_conversation_goes_on_from_an_earlier_response(client: openai.OpenAI, 
     hello = "assistant: Hello, world!\n"
     assert prompts(engine)[2] == f"user: one\n{hello}user: two\n{hello}user: three\nassistant: "
     assert third.previous_response_id == second.id
+
+
+def test_items_can_be_named_instead_of_said_again(client: openai.OpenAI, engine: FakeEngine) -> None:
+    first = client.responses.create(model=NAME, input="hi")
+    [asked] = client.responses.input_items.list(first.id).data
+    references: Any = [{"type": "item_reference", "id": item.id} for item in (asked, *first.output)]
+    second = client.responses.create(model=NAME, input=[*references, {"role": "user", "content": "and?"}])
+    assert prompts(engine)[1] == "user: hi\nassistant: Hello, world!\nuser: and?\nassistant: "
+    assert [item.id for item in client.responses.input_items.list(second.id, order="asc").data][:2] == [
+        reference["id"] for reference in references
+    ]
+    client.responses.delete(first.id)
+    client.responses.delete(second.id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.responses.create(model=NAME, input=references)
+    assert caught.value.param == "input[0].id"
 
 
 def test_a_response_can_be_retrieved_until_it_is_deleted(client: openai.OpenAI) -> None:
@@ -333,7 +361,8 @@ def test_a_response_belongs_to_the_key_that_asked_for_it() -> None:
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
             "input[0].content[0].type",
         ),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"input": [{"type": "file_search_call"}]}, "input[0].type"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"input": "x" * 5000}, "input"),

@@ -17,7 +17,7 @@ from gateway.api import sse
 from gateway.api.choices import Choice, Choices
 from gateway.api.dialect import Chat, Letterhead
 from gateway.api.keys import EVERYBODY
-from gateway.generation import Generation
+from gateway.generation import Failure, Generation
 from gateway.metrics import HttpMetrics
 from gateway.text.output.parser import PLAIN, OutputParser
 from gateway.text.stop_strings import StopStrings
@@ -230,6 +230,18 @@ def test_an_error_within_a_stream_reaches_the_client_and_ends_it() -> None:
     *_, last = events(engine, CHAT)
     assert set(last) == {"error"}
     assert all(stream.aborted.is_set() for stream in engine.streams)
+
+
+def test_within_a_stream_the_client_learns_whose_fault_it_is() -> None:
+    engine = FakeEngine("Hi there")
+    engine.fails, engine.failure = True, Failure("too complex", by_request=True)
+    *_, last = events(engine, CHAT)
+    assert last["error"] | {"param": None} == {
+        "message": "too complex",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "unsatisfiable",
+    }
 
 
 def test_errors_before_the_first_byte_are_plain_errors() -> None:

@@ -17,7 +17,7 @@ from gateway.api.answers import (
     Traces,
     Usage,
 )
-from gateway.generation import Chunk, SchedulingTrace, Stream
+from gateway.generation import Chunk, Failure, SchedulingTrace, Stream
 from gateway.metrics import End, JobMeter
 from gateway.text.detokenizer import Detokenizer
 from gateway.text.echo import Echo
@@ -28,7 +28,11 @@ from gateway.text.token_log import Said, TokenLog
 
 
 class GenerationFailed(Exception):
-    """A job ended in an error; the text is for the client."""
+    """A job ended in an error."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 class Choice:
@@ -79,10 +83,10 @@ class Choice:
         try:
             chunk = await anext(self._chunks)
         except StopAsyncIteration:
-            chunk = Chunk((), "error", "The server lost this generation.")
+            chunk = Chunk((), "error", Failure("The server lost this generation."))
         if chunk.finish_reason == "error":
             self._end("error")
-            raise GenerationFailed(chunk.error or "The server failed on this generation.")
+            raise GenerationFailed(chunk.error or Failure("The server failed on this generation."))
         return chunk
 
     def take(self, chunk: Chunk) -> list[Part]:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.accounts import LimitReached
-from gateway.generation import QueueFull, State, Unavailable
+from gateway.generation import Failure, QueueFull, State, Unavailable
 
 CLIENT_GONE = 499  # nobody reads it; for metrics and logs
 
@@ -77,8 +77,11 @@ def context_too_long(message: str, param: str) -> ApiError:
     return ApiError(400, message, code="context_length_exceeded", param=param)
 
 
-def generation_failed(message: str) -> ApiError:
-    return ApiError(500, message, type="server_error", code="generation_failed")
+def generation_failed(failure: Failure) -> ApiError:
+    """Clients send again what a server failed on, but not what is wrong with them."""
+    if failure.by_request:
+        return ApiError(400, failure.message, code="unsatisfiable")
+    return ApiError(500, failure.message, type="server_error", code="generation_failed")
 
 
 def queue_full(full: QueueFull) -> ApiError:

@@ -56,8 +56,8 @@ async def respond(
         return StreamResponse(answer.events(), service.config.ping_interval, choices.abort)
     try:
         parts = await unless_disconnected(request.receive, _collect(choices))
-    except GenerationFailed as failure:
-        raise generation_failed(str(failure)) from None
+    except GenerationFailed as error:
+        raise generation_failed(error.failure) from None
     finally:
         choices.abort()
     records = [

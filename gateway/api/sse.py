@@ -53,8 +53,8 @@ class StreamedAnswer:
                         yield event
             if self.include_usage:
                 yield self._usage()
-        except GenerationFailed as failure:
-            yield _event(msgspec.json.encode(generation_failed(str(failure)).body))
+        except GenerationFailed as error:
+            yield _event(msgspec.json.encode(generation_failed(error.failure).body))
         yield DONE
 
     def _opening(self) -> list[bytes]:

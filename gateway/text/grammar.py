@@ -11,12 +11,14 @@ wait. Knows no request and no engine.
 import asyncio
 import json
 import math
+import re
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 MAX_SOURCE_BYTES = 64 * 2**10
 COMPILE_TIMEOUT_S = 0.8
 _CACHED_GRAMMARS = 64
+# What the library needs most time for: quadratic in the first, and in the second to the power of four.
+MAX_OPTIONAL_PROPERTIES = 1000
+MAX_PATTERN_PROPERTIES = 32
 _COMPILERS, _MASKERS = 2, 2  # threads
 _LONGEST_REASON = 200  # characters of what the library says
 
@@ -43,6 +48,14 @@ _LIMITS = LLParserLimits(
 _JSON_OPTIONS: "JsonCompileOptions" = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,40}"}
 
 Kind = Literal["json_schema", "regex", "choice", "lark"]
+_NOWHERE = re.compile(r"(?!)")
+_SCHEMA_OPENINGS: dict[Kind, re.Pattern[str]] = {
+    "json_schema": re.compile(r"\A\s*"),
+    "regex": _NOWHERE,
+    "choice": _NOWHERE,
+    "lark": re.compile(r"%json\s*"),
+}
+_JSON = json.JSONDecoder()
 
 
 class GrammarError(ValueError):
@@ -183,7 +196,9 @@ class Grammars:
 
 
 def _matcher(vocabulary: LLTokenizer, source: GrammarSource) -> LLMatcher:
-    """Runs in a compiler's thread. Raises GrammarError."""
+    """Runs in a compiler's thread, which nobody can interrupt. Raises GrammarError."""
+    for schema in _schemas(source):
+        _check_size(schema)
     try:
         matcher = LLMatcher(vocabulary, _form(source), log_level=0, limits=_LIMITS)
     except ValueError as error:  # no JSON
@@ -193,6 +208,38 @@ def _matcher(vocabulary: LLTokenizer, source: GrammarSource) -> LLMatcher:
     if matcher.is_error():
         raise GrammarError(_reason(matcher.get_error()))
     return matcher
+
+
+def _schemas(source: GrammarSource) -> Iterator[Any]:
+    """The JSON schemas in `source`, as far as they are JSON: of what is not, the library says so."""
+    for opening in _SCHEMA_OPENINGS[source.kind].finditer(source.text):
+        with suppress(ValueError, RecursionError):
+            yield _JSON.raw_decode(source.text, opening.end())[0]
+    if source.content is not None:
+        yield from _schemas(source.content)
+
+
+def _check_size(schema: Any) -> None:
+    """Raises GrammarError for more properties than can be compiled in about a second."""
+    num_optional = num_patterns = 0
+    left = [schema]
+    while left:
+        node = left.pop()
+        if isinstance(node, dict):
+            num_optional += len(_names(node.get("properties")) - _names(node.get("required")))
+            num_patterns += len(_names(node.get("patternProperties")))
+            left += node.values()
+        elif isinstance(node, list):
+            left += node
+    if num_optional > MAX_OPTIONAL_PROPERTIES:
+        raise GrammarError(f"it has {num_optional} properties that are not required; {MAX_OPTIONAL_PROPERTIES} at most")
+    if num_patterns > MAX_PATTERN_PROPERTIES:
+        raise GrammarError(f"it has {num_patterns} patterns of properties; {MAX_PATTERN_PROPERTIES} at most")
+
+
+def _names(value: Any) -> set[str]:
+    """Of an object or a list, where it is one."""
+    return {name for name in value if isinstance(name, str)} if isinstance(value, dict | list) else set()
 
 
 def _form(source: GrammarSource) -> str:

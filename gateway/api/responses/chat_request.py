@@ -1,7 +1,7 @@
 """What a request for a response comes to as one for a chat: items become messages, flat tools become nested ones."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -40,9 +40,13 @@ def new_id(item_type: str) -> str:
     return _ID_PREFIXES.get(item_type, "item_") + secrets.token_hex(16)
 
 
-def input_items(body: ResponsesRequest) -> list[Item]:
-    """The items of a request, each with an id. Raises ApiError for those that cannot be served."""
+def input_items(body: ResponsesRequest, find: Callable[[str], Item | None]) -> list[Item]:
+    """The items of a request, each with an id. `find`: what is kept under an id.
+
+    Raises ApiError for those that cannot be served.
+    """
     items = [Item(role="user", content=body.input)] if isinstance(body.input, str) else body.input or []
+    items = [_referenced(item, f"input[{i}]", find) for i, item in enumerate(items)]
     for i, item in enumerate(items):
         _check(item, f"input[{i}]")
     return [_kept(item) for item in items]
@@ -82,6 +86,18 @@ def in_our_words(error: ApiError) -> ApiError:
 
 
 # ---------------------------------------------------------------------------- items
+
+
+def _referenced(item: Item, param: str, find: Callable[[str], Item | None]) -> Item:
+    """What a reference stands for; another item as it is. Raises ApiError."""
+    if item.type != "item_reference":
+        return item
+    if not isinstance(item.id, str):
+        raise invalid_value(f"{param}.id is missing", f"{param}.id")
+    found = find(item.id)
+    if found is None:
+        raise ApiError(404, f"Item with id '{item.id[:100]}' not found.", code="not_found", param=f"{param}.id")
+    return found
 
 
 def _check(item: Item, param: str) -> None:

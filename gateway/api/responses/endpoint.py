@@ -32,6 +32,7 @@ from gateway.api.responses.writer import ResponseWriter
 from gateway.api.schema import decode
 from gateway.api.service import Service
 from gateway.api.sse import StreamResponse
+from gateway.generation import Failure
 
 NAME = "responses"  # in metrics
 MAX_LISTED = 100
@@ -47,7 +48,7 @@ class ResponsesEndpoint:
 
     async def create(self, request: Request) -> HttpResponse:
         body = await self._body(request)
-        own = input_items(body)
+        own = self._own(request, body)
         items = [*self._earlier(request, body), *own]
         production = await self._produce(request, body, items, own)
         if body.stream:
@@ -59,7 +60,8 @@ class ResponsesEndpoint:
         finally:
             production.cancel()
         if response.error is not None:
-            raise generation_failed(response.error.message)
+            failure = Failure(response.error.message, by_request=response.error.code == "invalid_prompt")
+            raise generation_failed(failure)
         return json_response(response)
 
     async def retrieve(self, request: Request) -> HttpResponse:
@@ -104,7 +106,7 @@ class ResponsesEndpoint:
     async def count(self, request: Request) -> HttpResponse:
         """The tokens that a request like this would begin with."""
         body = await self._body(request)
-        items = [*self._earlier(request, body), *input_items(body)]
+        items = [*self._earlier(request, body), *self._own(request, body)]
         try:
             prompt = await self._chat.prompt(as_chat(body, items))
         except ApiError as error:
@@ -125,6 +127,10 @@ class ResponsesEndpoint:
         if body.background and body.store is False:
             raise invalid_value("background needs store", "background")
         return body
+
+    def _own(self, request: Request, body: ResponsesRequest) -> list[Item]:
+        account = account_of(request)
+        return input_items(body, lambda item_id: self._store.item(item_id, account))
 
     def _earlier(self, request: Request, body: ResponsesRequest) -> list[Item]:
         if body.previous_response_id is None:
@@ -151,7 +157,7 @@ class ResponsesEndpoint:
         keep_events = bool(body.background)
         production = Production(writer, choices, lambda last: self._store.finish(last, keep_events=keep_events))
         if keeps:
-            self._store.add(Stored(account_of(request), items, response, production), own)
+            self._store.add(Stored(account_of(request), items, own, response, production))
         return production
 
     def _response(self, body: ResponsesRequest) -> Response:

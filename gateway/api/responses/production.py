@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from gateway.api.choices import Choices, GenerationFailed
 from gateway.api.responses.records import Event, Response
 from gateway.api.responses.writer import ResponseWriter
+from gateway.generation import Failure
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,11 @@ class Production:
             (choice,) = self._choices
             assert choice.finish_reason is not None
             self._tell(self._writer.finished(choice.finish_reason, self._choices.usage()))
-        except GenerationFailed as failure:
-            self._tell(self._writer.failed(str(failure)))
+        except GenerationFailed as error:
+            self._tell(self._writer.failed(error.failure))
         except Exception:
             log.exception("response %s failed", self.response.id)
-            self._tell(self._writer.failed("The server failed on this response."))
+            self._tell(self._writer.failed(Failure("The server failed on this response.")))
         finally:
             self._choices.abort()
         self._on_end(self.response)

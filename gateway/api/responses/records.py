@@ -129,7 +129,7 @@ class ResponseUsage(msgspec.Struct, frozen=True, kw_only=True):
 
 class ResponseError(msgspec.Struct, frozen=True):
     message: str
-    code: str = "server_error"
+    code: Literal["server_error", "invalid_prompt"]  # the client knows these; the second is for all that it asked for
 
 
 class Incomplete(msgspec.Struct, frozen=True):

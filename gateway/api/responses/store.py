@@ -21,6 +21,7 @@ class Stored:
 
     account: Account
     items: Sequence[Item]  # all that came before its output, earlier responses included
+    own_items: Sequence[Item]  # of those, what came with its request
     response: Response
     production: Production | None = None
     size: int = 0  # bytes of what is its own: earlier items are shared
@@ -38,14 +39,16 @@ class ResponseStore:
         self._max_responses = max_responses
         self._max_bytes = max_bytes
         self._stored: OrderedDict[str, Stored] = OrderedDict()
+        self._items: dict[tuple[Account, str], Item] = {}  # by whose they are and their id
         self._bytes = 0
 
     def __repr__(self) -> str:
         return f"<ResponseStore {len(self._stored)} responses, {self._bytes} bytes>"
 
-    def add(self, stored: Stored, own_items: Sequence[Item]) -> None:
-        stored.size = len(msgspec.json.encode(own_items))
+    def add(self, stored: Stored) -> None:
+        stored.size = len(msgspec.json.encode(stored.own_items))
         self._stored[stored.response.id] = stored
+        self._items |= _by_id(stored.account, stored.own_items)
         self._bytes += stored.size
 
     def finish(self, response: Response, *, keep_events: bool) -> None:
@@ -54,6 +57,7 @@ class ResponseStore:
         if stored is None:
             return
         stored.response = response
+        self._items |= _by_id(stored.account, response.output)
         if not keep_events:
             stored.production = None
         size = len(msgspec.json.encode(response))
@@ -69,8 +73,16 @@ class ResponseStore:
             raise ApiError(404, f"Response with id '{quoted}' not found.", code="not_found", param="response_id")
         return stored
 
+    def item(self, item_id: str, account: Account) -> Item | None:
+        """One that came with a request or a response that is still kept, and is the account's own."""
+        return self._items.get((account, item_id))
+
     def remove(self, response_id: str) -> None:
-        self._bytes -= self._stored.pop(response_id).size
+        stored = self._stored.pop(response_id)
+        self._bytes -= stored.size
+        for key, item in _by_id(stored.account, [*stored.own_items, *stored.response.output]).items():
+            if self._items.get(key) is item:  # else a later one has taken its id
+                del self._items[key]
 
     def _make_room(self) -> None:
         for response_id, stored in list(self._stored.items()):
@@ -78,3 +90,7 @@ class ResponseStore:
                 return
             if stored.response.status != "in_progress":
                 self.remove(response_id)
+
+
+def _by_id(account: Account, items: Sequence[Item]) -> dict[tuple[Account, str], Item]:
+    return {(account, str(item.id)): item for item in items}

@@ -28,6 +28,7 @@ from gateway.api.responses.records import (
     ResponseStatus,
     ResponseUsage,
 )
+from gateway.generation import Failure
 from gateway.text.output.parts import CallArguments, CallStart, Part, Reasoning
 from gateway.text.output.parts import Content as ContentPart
 from gateway.text.token_log import Said
@@ -79,9 +80,10 @@ class ResponseWriter:
         incomplete = None if whole else Incomplete()
         yield self._end("completed" if whole else "incomplete", incomplete_details=incomplete, usage=_usage(usage))
 
-    def failed(self, message: str) -> Iterator[Event]:
+    def failed(self, failure: Failure) -> Iterator[Event]:
         yield from self._close("incomplete")
-        yield self._end("failed", error=ResponseError(message))
+        error = ResponseError(failure.message, "invalid_prompt" if failure.by_request else "server_error")
+        yield self._end("failed", error=error)
 
     def cancelled(self) -> Iterator[Event]:
         yield from self._close("incomplete")
