@@ -135,32 +135,30 @@ def assert_survived(response: httpx.Response) -> None:
 MANY = 100_000
 
 
+BODIES: dict[str, bytes] = {
+    "empty": b"",
+    "null": b"null",
+    "list": b"[]",
+    "nothing": b"{}",
+    "cut": b"{",
+    "deep lists": b"[" * MANY,
+    "deep objects": b'{"a":' * MANY,
+    "deep messages": b'{"prompt": "x", "tokens": [1], "messages": ' + b"[" * MANY + b"]" * MANY + b"}",
+    "infinite": b'{"prompt": 1e999, "messages": 1e999, "tokens": [1e999], "input": 1e999}',
+    "not a number": b'{"prompt": NaN, "messages": NaN, "tokens": NaN, "input": NaN}',
+    "lone surrogate": b'{"prompt": "\\ud800", "messages": [], "tokens": "\\ud800"}',
+    "not utf-8": b'{"prompt": "\xff", "messages": [], "tokens": "\xff"}',
+    "byte order mark": b'\xef\xbb\xbf{"prompt": "x"}',
+    "utf-16": '{"prompt": "x"}'.encode("utf-16"),
+    "zeros": b"\x00" * 1000,
+    "gzip without saying so": b"\x1f\x8b\x08\x00" + b"\x00" * 100,
+    "long number": b'{"prompt": ' + b"9" * MANY + b"}",
+    "many duplicate keys": b"{" + b'"prompt": 1,' * MANY + b'"prompt": 1}',
+}
+
+
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, "/tokenize", "/detokenize"])
-@pytest.mark.parametrize(
-    "body",
-    [
-        pytest.param(b"", id="empty"),
-        pytest.param(b"null", id="null"),
-        pytest.param(b"[]", id="list"),
-        pytest.param(b"{}", id="nothing"),
-        pytest.param(b"{", id="cut"),
-        pytest.param(b"[" * MANY, id="deep lists"),
-        pytest.param(b'{"a":' * MANY, id="deep objects"),
-        pytest.param(
-            b'{"prompt": "x", "tokens": [1], "messages": ' + b"[" * MANY + b"]" * MANY + b"}", id="deep messages"
-        ),
-        pytest.param(b'{"prompt": 1e999, "messages": 1e999, "tokens": [1e999], "input": 1e999}', id="infinite"),
-        pytest.param(b'{"prompt": NaN, "messages": NaN, "tokens": NaN, "input": NaN}', id="not a number"),
-        pytest.param(b'{"prompt": "\\ud800", "messages": [], "tokens": "\\ud800"}', id="lone surrogate"),
-        pytest.param(b'{"prompt": "\xff", "messages": [], "tokens": "\xff"}', id="not utf-8"),
-        pytest.param(b'\xef\xbb\xbf{"prompt": "x"}', id="byte order mark"),
-        pytest.param('{"prompt": "x"}'.encode("utf-16"), id="utf-16"),
-        pytest.param(b"\x00" * 1000, id="zeros"),
-        pytest.param(b"\x1f\x8b\x08\x00" + b"\x00" * 100, id="gzip without saying so"),
-        pytest.param(b'{"prompt": ' + b"9" * MANY + b"}", id="long number"),
-        pytest.param(b"{" + b'"prompt": 1,' * MANY + b'"prompt": 1}', id="many duplicate keys"),
-    ],
-)
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
 def test_bodies_that_are_not_what_was_asked_for_are_refused(server: Server, path: str, body: bytes) -> None:
     assert_refused(post(server, path, body))
 
@@ -232,76 +230,70 @@ def test_every_field_survives_every_value(server: Server, path: str, field: str)
             assert_survived(client.post(server.url.removesuffix("/v1") + path, content=content))
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"n": 10**9},
-        {"n": 128, "prompt": ["a"] * 100},
-        {"prompt": ["a"] * 100_000},
-        {"best_of": 10**9},
-        {"prompt": ""},
-        {"prompt": []},
-        {"prompt": [[]]},
-        {"prompt": [-1]},
-        {"prompt": [VOCABULARY]},
-        {"prompt": [2**63]},
-        {"prompt": [True]},
-        {"prompt": [1.5]},
-        {"prompt": [[1], 2]},
-        {"prompt": [1] * CONTEXT},
-        {"prompt": "x" * CONTEXT},
-        {"prompt": "x" * 1_000_000},
-        {"prompt": [1] * 500_000},
-        {"max_tokens": CONTEXT},
-        {"max_tokens": 2**31},
-        {"min_tokens": 2, "max_tokens": 1},
-        {"stop": ""},
-        {"stop": ["x"] * 1000},
-        {"stop": "x" * 10**6},
-        {"logit_bias": {str(i): 1 for i in range(300_000)}},
-        {"model": "x" * 10**6},
-        {"model": "a\nGET / HTTP/1.1"},
-        {"prompt_embeds": "gASVAAAAAAAAAAA="},
-        {"guided_regex": "["},
-        {"guided_regex": "a?" * 500_000},
-        {"guided_choice": []},
-        {"guided_grammar": "root ::= root"},
-        {"guided_grammar": "start: " + "(" * 10_000},
-        {"priority": -1},
-    ],
-    ids=",".join,
-)
+IMPOSSIBLE_COMPLETIONS: list[dict[str, Any]] = [
+    {"n": 10**9},
+    {"n": 128, "prompt": ["a"] * 100},
+    {"prompt": ["a"] * 100_000},
+    {"best_of": 10**9},
+    {"prompt": ""},
+    {"prompt": []},
+    {"prompt": [[]]},
+    {"prompt": [-1]},
+    {"prompt": [VOCABULARY]},
+    {"prompt": [2**63]},
+    {"prompt": [True]},
+    {"prompt": [1.5]},
+    {"prompt": [[1], 2]},
+    {"prompt": [1] * CONTEXT},
+    {"prompt": "x" * CONTEXT},
+    {"prompt": "x" * 1_000_000},
+    {"prompt": [1] * 500_000},
+    {"max_tokens": CONTEXT},
+    {"max_tokens": 2**31},
+    {"min_tokens": 2, "max_tokens": 1},
+    {"stop": ""},
+    {"stop": ["x"] * 1000},
+    {"stop": "x" * 10**6},
+    {"logit_bias": {str(i): 1 for i in range(300_000)}},
+    {"model": "x" * 10**6},
+    {"model": "a\nGET / HTTP/1.1"},
+    {"prompt_embeds": "gASVAAAAAAAAAAA="},
+    {"guided_regex": "["},
+    {"guided_regex": "a?" * 500_000},
+    {"guided_choice": []},
+    {"guided_grammar": "root ::= root"},
+    {"guided_grammar": "start: " + "(" * 10_000},
+    {"priority": -1},
+]
+
+
+@pytest.mark.parametrize("fields", IMPOSSIBLE_COMPLETIONS, ids=",".join)
 def test_completions_that_ask_for_the_impossible_are_refused(server: Server, fields: dict[str, Any]) -> None:
     assert_refused(post(server, COMPLETIONS, {"prompt": "hi", "max_tokens": 1} | fields))
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"messages": []},
-        {"messages": [{"role": "user"}]},
-        {"messages": [{"role": "user", "content": None}]},
-        {"messages": [{"role": "nobody", "content": "x"}]},
-        {
-            "messages": [
-                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}]}
-            ]
-        },
-        {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
-        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
-        {"messages": [HI] * 100_000},
-        {"messages": [{"role": "user", "content": "x" * 10**6}]},
-        {"chat_template": "{% for i in range(10**9) %}x{% endfor %}"},
-        {"chat_template_kwargs": {"tokenize": True}},
-        {"chat_template_kwargs": {"messages": []}},
-        {"max_completion_tokens": 10**6},
-        {"tools": [{"type": "function"}]},
-        {"tools": [{"type": "web_search"}]},
-        {"tools": "x"},
-        {"tool_choice": {"type": "function", "function": {"name": "none"}}},
-    ],
-    ids=lambda fields: next(iter(fields)),
-)
+IMPOSSIBLE_CHATS: list[dict[str, Any]] = [
+    {"messages": []},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": None}]},
+    {"messages": [{"role": "nobody", "content": "x"}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+    {"messages": [HI] * 100_000},
+    {"messages": [{"role": "user", "content": "x" * 10**6}]},
+    {"chat_template": "{% for i in range(10**9) %}x{% endfor %}"},
+    {"chat_template_kwargs": {"tokenize": True}},
+    {"chat_template_kwargs": {"messages": []}},
+    {"max_completion_tokens": 10**6},
+    {"tools": [{"type": "function"}]},
+    {"tools": [{"type": "web_search"}]},
+    {"tools": "x"},
+    {"tool_choice": {"type": "function", "function": {"name": "none"}}},
+]
+
+
+@pytest.mark.parametrize("fields", IMPOSSIBLE_CHATS, ids=lambda fields: next(iter(fields)))
 def test_chats_that_ask_for_the_impossible_are_refused(server: Server, fields: dict[str, Any]) -> None:
     assert_refused(post(server, CHAT, {"messages": [HI], "max_tokens": 1} | fields))
 
@@ -328,6 +320,9 @@ SCHEMAS: dict[str, Any] = {
     "huge bounds": {"type": "array", "items": {"type": "string"}, "minItems": 10**9},
     "deep": nested(200),
     "wide": {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(20_000)}},
+    "wide within limits": {"type": "object", "properties": {f"{i:x}": True for i in range(1000)}},
+    "wide beyond limits": {"type": "object", "properties": {f"{i:x}": True for i in range(4800)}},
+    "patterns": {"type": "object", "patternProperties": {f"^a{i}$": {} for i in range(1000)}},
     "many values": {"enum": [f"v{i}" for i in range(50_000)]},
     "not a schema": [1, 2],
 }
@@ -346,7 +341,10 @@ def test_no_schema_stops_the_server(server: Server, schema: Any) -> None:
     assert time.monotonic() - start < 20
 
 
-@pytest.mark.parametrize("regex", ["(a+)+$", "(a|a)*b", "(x{0,500}){0,500}", "\\p{L}{1000}", "(?=a)b", "^$"])
+REGEXES = ["(a+)+$", "(a|a)*b", "(x{0,500}){0,500}", "\\p{L}{1000}", "(?=a)b", "^$"]
+
+
+@pytest.mark.parametrize("regex", REGEXES)
 def test_no_regular_expression_stops_the_server(server: Server, regex: str) -> None:
     start = time.monotonic()
     assert_survived(post(server, COMPLETIONS, {"prompt": "a" * 40, "max_tokens": 3, "guided_regex": regex}))

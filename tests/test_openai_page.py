@@ -8,9 +8,18 @@ from typing import Any
 import pytest
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
 from gateway.api.errors import ApiError
-from gateway.api.schema import REFUSED, ChatRequest, CompletionRequest, decode_chat, decode_completion
+from gateway.api.responses.records import ResponsesRequest
+from gateway.api.schema import (
+    REFUSED,
+    ChatRequest,
+    CompletionRequest,
+    SamplingRequest,
+    decode_chat,
+    decode_completion,
+)
 
 PAGE = (Path(__file__).parents[1] / "docs" / "openai.md").read_text()
 REQUESTS = {"chat/completions": ChatRequest, "completions": CompletionRequest}
@@ -31,7 +40,7 @@ def table(title: str) -> dict[str, str]:
 
 def answers(path: str) -> dict[str, str]:
     """With those of the section that both endpoints share; where both have a field, its own section wins."""
-    return table("What other servers have, in both") | table(f"POST /v1/{path}")
+    return table("What other servers have, in all") | table(f"POST /v1/{path}")
 
 
 def decode(path: str, **fields: Any) -> Any:
@@ -46,6 +55,17 @@ def test_every_field_of_a_request_is_on_the_page(path: str) -> None:
     assert {field: answers(path).get(field) for field in fields} == {
         field: "refused" if field in REFUSED else "served" for field in fields
     }
+
+
+def test_every_field_of_a_response_is_on_the_page_with_those_of_the_official_client() -> None:
+    shared = {*SamplingRequest.__struct_fields__}
+    own = {*ResponsesRequest.__struct_encode_fields__} - shared
+    official = {*response_create_params.ResponseCreateParamsBase.__annotations__}
+    named = table("POST /v1/responses")
+    assert (own | official) - named.keys() == set()
+    assert {field for field in own if named.get(field) != "served"} == {"conversation", "prompt"}
+    assert {field for field in named if named[field] == "refused"} == {"conversation", "prompt"}
+    assert named.keys() - own - official - shared == set()
 
 
 @pytest.mark.parametrize("path", REQUESTS)
