@@ -200,17 +200,18 @@ class Scheduler:
             blocks_left=self.ledger.device.num_free,
             cold_open=True,
         )
-        opens = self._policy.opens(self._num_started)
         for job in merge(*self._runnable(turn)):
             if not turn.jobs_left:
                 break
-            if not job.can_run or not (opens or job.started_at is not None):
-                continue
-            self._fit(job, turn)
+            if job.can_run:
+                self._fit(job, turn)
         return turn
 
     def _runnable(self, turn: Turn) -> list[Iterator[Job]]:
-        lines = [iter(self.queue.resident), takewhile(lambda _: turn.cold_open, self.queue.cold)]
+        opens = self._policy.opens(self._num_started)
+        # A policy that does not open runs first come, first served: behind one that never started, nobody has.
+        cold = takewhile(lambda job: turn.cold_open and (opens or job.started_at is not None), self.queue.cold)
+        lines = [iter(self.queue.resident), cold]
         if self._strategy.runs_from_host:
             lines.append(job for job in self.queue.away if job.residence is Residence.HOST)
         return lines
