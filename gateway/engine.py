@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from common.channel import Channel
+from common.channel import BUSY_PAUSE_S, Channel
 from common.config import Config
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 IDLE_LOOK_S = 0.1  # how often an idle engine looks for a worker's last words
 RESULT_LOOK_S = 0.01  # how often it looks for new jobs while a pipeline slot is free
-SURE_SHARE = 0.6  # of the time that an iteration should still take: not looked at earlier
+SURE_SHARE = 0.8  # of the time that an iteration should still take: not looked at earlier
+LATE_SHARE = 0.02  # of it: how late a result may be noticed, as every look takes time from those who compute
 LONGEST_RETRY_S = 60.0
 
 
@@ -237,8 +238,9 @@ class JobEngine:
         """The next result; None when new jobs could use a free slot of the pipeline meanwhile."""
         start = time.monotonic()
         full = scheduler.num_in_flight >= self._config.pipeline_parallel
-        first_look_s = scheduler.seconds_to_result(self._clock()) * SURE_SHARE if full else 0.0
-        while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S, first_look_s)) is None:
+        expected_s = scheduler.seconds_to_result(self._clock()) if full else 0.0
+        first_look_s, pause_s = expected_s * SURE_SHARE, max(BUSY_PAUSE_S, expected_s * LATE_SHARE)
+        while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S, first_look_s, pause_s)) is None:
             first_look_s = 0.0
             if self._wake.is_set() and not full:
                 break

@@ -117,11 +117,13 @@ class Scheduler:
         return len(self._flights)
 
     def seconds_to_result(self, now: float) -> float:
-        """How long the oldest plan in flight should still take, were all its jobs decoding."""
+        """How long the oldest plan in flight should still take."""
         if not self._flights:
             return 0.0
         flight = self._flights[0]
-        return max(0.0, flight.sent_at + self._cost.decode_s(max(1, len(flight.batch))) - now)
+        jobs, tokens = len(flight.batch), sum(flight.batch.values())
+        whole_s = self._cost.prefill_s(tokens) if tokens > jobs else self._cost.decode_s(max(1, jobs))
+        return max(0.0, flight.sent_at + whole_s - now)
 
     @property
     def num_waiting(self) -> int:
