@@ -260,6 +260,13 @@ def test_usage_may_come_with_every_chunk() -> None:
     assert counts == [1, 1, 2, 3, 3, 3]  # role, three letters, reason, usage
 
 
+def test_more_messages_than_tokens_are_too_long() -> None:
+    with client_of(FakeEngine(max_context=10)) as client:
+        error = bad_request(lambda: client.chat.completions.create(model=NAME, messages=HI * 11))
+    assert (error.code, error.param) == ("context_length_exceeded", "messages")
+    assert "11 messages" in error.message
+
+
 def test_the_prompts_tokens_are_said_once_and_first() -> None:
     body: Any = {"return_token_ids": True}
     prompt = [*b"user: hi\nassistant: "]

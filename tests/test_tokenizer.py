@@ -1,6 +1,9 @@
 """Tokenizers from directories: every form that Hugging Face models come in."""
 
 import json
+import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +33,34 @@ def test_a_tokenizer_json_is_read_and_its_own_limit_is_lifted(tmp_path: Path) ->
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("abcdef") == list(b"abcdef")
     assert tokenizer.encode("a") == [97]
+
+
+def share_of_time_that_others_stood_still(work: Callable[[], object]) -> float:
+    """The longest pause of another thread, as a share of what `work` took."""
+    pauses, done = [0.0], threading.Event()
+
+    def tick() -> None:
+        last = time.monotonic()
+        while not done.wait(0.001):
+            pauses.append(time.monotonic() - last)
+            last = time.monotonic()
+        pauses.append(time.monotonic() - last)
+
+    other = threading.Thread(target=tick)
+    other.start()
+    start = time.monotonic()
+    work()
+    seconds = time.monotonic() - start
+    done.set()
+    other.join()
+    return max(pauses) / seconds
+
+
+def test_others_go_on_while_a_long_text_is_encoded() -> None:
+    tokenizer = Tokenizer(byte_backend(), SpecialTokens({}))
+    text = "once upon a time " * 20_000
+    shares = [share_of_time_that_others_stood_still(lambda: tokenizer.encode(text)) for _ in range(3)]
+    assert min(shares) < 0.5
 
 
 def test_opt_wants_its_end_token_before_every_prompt(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class ChatEndpoint:
     async def prompt(self, body: ChatRequest) -> ChatPrompt:
         """What the model is asked. Raises ApiError when it does not fit."""
         service = self._service
+        if len(body.messages) > service.engine.max_context:  # each has a token at least; no need to look at them
+            raise prompt_too_long(service, f"{len(body.messages)} messages", "messages")
         use = body.tool_use()
         continues = _continues(body)
         messages = for_template(body.messages)

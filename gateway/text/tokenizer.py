@@ -46,7 +46,9 @@ class Tokenizer:
         `add_special_tokens` frames the text as the model expects a raw prompt (such as a BOS in front); texts from a
         chat template have that already.
         """
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        # Not `encode`: that holds the interpreter, and with it all streams, for a second if the text is long.
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding.ids
 
     def fewest_tokens(self, text: str) -> int:
         """A lower bound, got without encoding: encoding megabytes takes a thread for half a minute."""
