@@ -32,7 +32,7 @@ from test_mpi import Server, running, skipjoin
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 MOST_STALL_S = 0.2
-MOST_REFUSAL_S = 1.0
+MOST_REFUSAL_S = 1.0  # of a grammar
 ROUNDS = 3
 SECONDS = 1.0  # of each round, without and with
 SENDERS = 2
@@ -147,4 +147,5 @@ def test_no_hostile_input_stalls_a_healthy_stream(tmp_path: Path) -> None:
     for name, stall in sorted(found.items(), key=lambda item: -item[1].longer):
         sys.stderr.write(f"{stall}  {name}\n")
     assert {name for name, stall in found.items() if stall.longer > MOST_STALL_S} == set()
-    assert {name for name, stall in found.items() if stall.refusal > MOST_REFUSAL_S} == set()
+    grammars = {name: stall for name, stall in found.items() if name.startswith(("schema", "tool", "regex"))}
+    assert {name for name, stall in grammars.items() if stall.refusal > MOST_REFUSAL_S} == set()
