@@ -48,8 +48,8 @@ def contestants() -> list[Contestant]:
     """All that are known; ours in each precision."""
     packed, wide = _llama_cpp(lambda home: home.checkpoint.packed), _llama_cpp(_bf16_gguf)
     return [
-        Contestant("skipjoin", "fp32", _nothing, _skipjoin("exact")),
-        Contestant("skipjoin", "bf16", _nothing, _skipjoin("bf16"), under_load=False),
+        Contestant("skipjoin", "fp32", _nothing, _skipjoin("exact"), under_load=False),
+        Contestant("skipjoin", "bf16", _nothing, _skipjoin("bf16")),
         Contestant("skipjoin", "int8", _nothing, _skipjoin("int8"), under_load=False),
         Contestant("vllm", "bf16", _install_vllm, _vllm),
         Contestant("llama.cpp", "bf16", _install_llama_cpp, wide),
