@@ -68,11 +68,12 @@ def receive(
     """The next message, or None after `timeout_s`. Yields the core between looks.
 
     Nothing is looked for before `first_look_s`: who knows how long an answer takes leaves the cores to those at work.
+    After it the pauses are the longest ones at once; without it they grow to that.
     """
     deadline = clock() + timeout_s
     if first_look_s > 0:
         pause(min(first_look_s, timeout_s))
-    pause_s = FIRST_PAUSE_S
+    pause_s = longest_pause_s if first_look_s > 0 else FIRST_PAUSE_S
     while (message := channel.poll()) is None:
         left_s = deadline - clock()
         if left_s <= 0:

@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from common.channel import BUSY_PAUSE_S, Channel
+from common.channel import Channel
 from common.config import Config
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
 from common.records import Plan, Result
 from gateway.constraints import Constraints, why_no_token
 from gateway.generation import Chunk, Failure, Generation, QueueFull, SchedulingTrace, State, Stream, Unavailable
+from gateway.pace import Pace
 from gateway.pipeline import Interrupted, Pipeline, StageLost
 from gateway.recording import Recorder
 from gateway.scheduling.job import Job
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 
 IDLE_LOOK_S = 0.1  # how often an idle engine looks for a worker's last words
 RESULT_LOOK_S = 0.01  # how often it looks for new jobs while a pipeline slot is free
-SURE_SHARE = 0.8  # of the time that an iteration should still take: not looked at earlier
-LATE_SHARE = 0.02  # of it: how late a result may be noticed, as every look takes time from those who compute
 LONGEST_RETRY_S = 60.0
 
 
@@ -76,6 +75,7 @@ class JobEngine:
         self._commands: deque[_Submit | _End] = deque()
         self._wake = threading.Event()
         self._constraints = Constraints(self._wake.set)
+        self._pace = Pace()
         self._stopping = False
         self._closed = False  # nobody takes commands any more
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -238,14 +238,17 @@ class JobEngine:
         """The next result; None when new jobs could use a free slot of the pipeline meanwhile."""
         start = time.monotonic()
         full = scheduler.num_in_flight >= self._config.pipeline_parallel
-        expected_s = scheduler.seconds_to_result(self._clock()) if full else 0.0
-        first_look_s, pause_s = expected_s * SURE_SHARE, max(BUSY_PAUSE_S, expected_s * LATE_SHARE)
+        sent_at, expected_s = scheduler.oldest_flight()
+        first_look_s = self._pace.first_look_s(expected_s) - (self._clock() - sent_at) if full else 0.0
+        pause_s = self._pace.pause_s(expected_s)
         while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S, first_look_s, pause_s)) is None:
             first_look_s = 0.0
             if self._wake.is_set() and not full:
                 break
             if self._stopping or time.monotonic() - start > self._config.iteration_timeout:
                 break
+        if result is not None:
+            self._pace.took(expected_s, self._clock() - sent_at)
         waited_s = time.monotonic() - start
         self.statistics.busy_s += waited_s
         if result is None and waited_s > self._config.iteration_timeout:

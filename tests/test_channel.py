@@ -1,3 +1,5 @@
+import pytest
+
 from common.channel import BUSY_PAUSE_S, FIRST_PAUSE_S, IDLE_PAUSE_S, LocalChannel, receive
 
 
@@ -78,3 +80,10 @@ def test_pauses_grow_from_short_ones_to_the_longest() -> None:
         assert clock.pauses[0] == FIRST_PAUSE_S
         assert clock.pauses[:-1] == sorted(clock.pauses[:-1])  # the last one ends at the deadline
         assert max(clock.pauses) == longest_pause_s
+
+
+def test_who_knows_when_an_answer_is_due_looks_then_and_after_even_pauses() -> None:
+    _, worker = LocalChannel.world(2)
+    clock = Clock()
+    receive(worker, 1.0, first_look_s=0.9, longest_pause_s=0.03, clock=clock, pause=clock.pause)
+    assert clock.pauses == pytest.approx([0.9, 0.03, 0.03, 0.03, 0.01])

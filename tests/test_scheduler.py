@@ -310,14 +310,11 @@ def test_no_plan_copies_more_than_an_iteration_hides_unless_one_job_alone_is_lar
         assert most <= 1 + 4, f"plan {plan.seq} copies {most} blocks"  # one block of the budget left, and a whole job
 
 
-def test_a_result_is_expected_by_the_tokens_of_its_plan_and_none_without_a_plan() -> None:
+def test_a_plan_should_take_as_long_as_its_tokens_do() -> None:
     run = drive()
-    planner = run.scheduler
-    assert planner.seconds_to_result(5.0) == 0.0
     run.submit(1, prompt=40, output=3)
-    for sent_at, whole_s in ((0.0, 4.0), (10.0, 1.0)):  # the prompt, then one token
-        plan = planner.plan(sent_at)
+    for sent_at, seconds in ((0.0, 4.0), (10.0, 1.0)):  # the prompt, then one token
+        plan = run.scheduler.plan(sent_at)
         assert plan is not None
-        assert planner.seconds_to_result(sent_at + 0.25) == pytest.approx(whole_s - 0.25)
-        assert planner.seconds_to_result(sent_at + 9.0) == 0.0
-        planner.commit(answer(plan), sent_at + whole_s)
+        assert run.scheduler.oldest_flight() == (sent_at, seconds)
+        run.scheduler.commit(answer(plan), sent_at + seconds)

@@ -116,14 +116,11 @@ class Scheduler:
     def num_in_flight(self) -> int:
         return len(self._flights)
 
-    def seconds_to_result(self, now: float) -> float:
-        """How long the oldest plan in flight should still take."""
-        if not self._flights:
-            return 0.0
+    def oldest_flight(self) -> tuple[float, float]:
+        """When the oldest plan in flight was made, and the seconds that it should take. There is one."""
         flight = self._flights[0]
         jobs, tokens = len(flight.batch), sum(flight.batch.values())
-        whole_s = self._cost.prefill_s(tokens) if tokens > jobs else self._cost.decode_s(max(1, jobs))
-        return max(0.0, flight.sent_at + whole_s - now)
+        return flight.sent_at, self._cost.prefill_s(tokens) if tokens > jobs else self._cost.decode_s(max(1, jobs))
 
     @property
     def num_waiting(self) -> int:
