@@ -127,7 +127,7 @@ def _errors(runs: Sequence[Run]) -> str:
     return ", ".join(f"{100 * (ratio - 1):+.0f} %" for ratio in ratios)
 
 
-POLICIES = Engine("engine", (Setting("fcfs"), Setting("skip-join")), 400, pictured=True)
+POLICIES = Engine("engine", (Setting("fcfs"), Setting("skip-join")), 360, pictured=True)
 STRATEGIES = Engine(
     "engine-memory",
     tuple(Setting("skip-join", strategy) for strategy in ("proactive", "reactive", "recompute", "defer")),
