@@ -65,13 +65,15 @@ def send(url: str, orders: Connection) -> None:
     with httpx.Client(trust_env=False, timeout=60, headers={"content-type": "application/json"}) as client:
         while (order := orders.recv()) is not None:
             path, body = order
-            slowest_s = 0.0
+            slowest_s, served = 0.0, False
             while not orders.poll():
                 start = time.monotonic()
-                if client.post(url + path, content=body).status_code != 200:
+                if client.post(url + path, content=body).status_code == 200:
+                    served = True
+                else:
                     slowest_s = max(slowest_s, time.monotonic() - start)
             orders.recv()
-            orders.send(slowest_s)
+            orders.send((slowest_s, served))
 
 
 @contextmanager
@@ -100,11 +102,12 @@ class Senders:
         for orders in self._orders:
             orders.send(order)
 
-    def end(self) -> float:
-        """Returns how long the slowest refusal took."""
+    def end(self) -> tuple[float, bool]:
+        """Returns how long the slowest refusal took, and whether anything was served."""
         for orders in self._orders:
             orders.send("enough")
-        return max(orders.recv() for orders in self._orders)
+        ends = [orders.recv() for orders in self._orders]
+        return max(slowest_s for slowest_s, _ in ends), any(served for _, served in ends)
 
 
 @dataclass
@@ -114,10 +117,12 @@ class Stall:
     without: list[float]
     hostile: list[float]
     refusal: float
+    served: bool  # then it is work like any other, whose prompt takes its share of every iteration
 
     def __str__(self) -> str:
         numbers = [pick(rounds) for rounds in (self.without, self.hostile) for pick in (statistics.median, max)]
-        return " ".join(f"{number * 1000:6.0f}" for number in (*numbers, self.refusal))
+        text = " ".join(f"{number * 1000:6.0f}" for number in (*numbers, self.refusal))
+        return text + ("  served " if self.served else "  refused")
 
     @property
     def longer(self) -> float:
@@ -125,7 +130,7 @@ class Stall:
 
 
 def measure(healthy: Bystander, senders: Senders, order: Input) -> Stall:
-    stall = Stall([], [], 0.0)
+    stall = Stall([], [], 0.0, served=False)
     for _ in range(ROUNDS):
         healthy.longest_gap_s = 0.0
         time.sleep(SECONDS)
@@ -133,7 +138,9 @@ def measure(healthy: Bystander, senders: Senders, order: Input) -> Stall:
         healthy.longest_gap_s = 0.0
         senders.begin(order)
         time.sleep(SECONDS)
-        stall.refusal = max(stall.refusal, senders.end())  # after this nothing of it is under way
+        refusal, served = senders.end()  # after this nothing of it is under way
+        stall.refusal = max(stall.refusal, refusal)
+        stall.served |= served
         stall.hostile.append(healthy.longest_gap_s)
     return stall
 
@@ -146,6 +153,7 @@ def test_no_hostile_input_stalls_a_healthy_stream(tmp_path: Path) -> None:
     sys.stderr.write("\nlongest gaps in ms, median and worst of the rounds: without, with; slowest refusal\n")
     for name, stall in sorted(found.items(), key=lambda item: -item[1].longer):
         sys.stderr.write(f"{stall}  {name}\n")
-    assert {name for name, stall in found.items() if stall.longer > MOST_STALL_S} == set()
+    refused = {name: stall for name, stall in found.items() if not stall.served}
+    assert {name for name, stall in refused.items() if stall.longer > MOST_STALL_S} == set()
     grammars = {name: stall for name, stall in found.items() if name.startswith(("schema", "tool", "regex"))}
     assert {name for name, stall in grammars.items() if stall.refusal > MOST_REFUSAL_S} == set()
