@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 # A blocking MPI wait burns a core, so everybody polls, with a pause that grows while nothing comes.
@@ -56,28 +56,28 @@ class LocalChannel:
         return True
 
 
+def growing_pauses(longest_s: float = BUSY_PAUSE_S) -> Iterator[float]:
+    """Between looks for what may come at any time: seconds, from short ones on."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(pause_s * 1.2, longest_s)
+
+
 def receive(
     channel: Channel,
     timeout_s: float,
+    pauses: Iterator[float] | None = None,
     *,
-    first_look_s: float = 0.0,
-    longest_pause_s: float = BUSY_PAUSE_S,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> tuple[int, bytes] | None:
-    """The next message, or None after `timeout_s`. Yields the core between looks.
-
-    Nothing is looked for before `first_look_s`: who knows how long an answer takes leaves the cores to those at work.
-    After it the pauses are the longest ones at once; without it they grow to that.
-    """
+    """The next message, or None after `timeout_s`. Yields the core for `pauses`, by default growing ones."""
     deadline = clock() + timeout_s
-    if first_look_s > 0:
-        pause(min(first_look_s, timeout_s))
-    pause_s = longest_pause_s if first_look_s > 0 else FIRST_PAUSE_S
+    pauses = pauses or growing_pauses()
     while (message := channel.poll()) is None:
         left_s = deadline - clock()
         if left_s <= 0:
             return None
-        pause(min(pause_s, left_s))
-        pause_s = min(pause_s * 1.2, longest_pause_s)
+        pause(min(next(pauses), left_s))
     return message

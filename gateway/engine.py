@@ -239,10 +239,8 @@ class JobEngine:
         start = time.monotonic()
         full = scheduler.num_in_flight >= self._config.pipeline_parallel
         sent_at, expected_s = scheduler.oldest_flight()
-        first_look_s = self._pace.first_look_s(expected_s) - (self._clock() - sent_at) if full else 0.0
-        pause_s = self._pace.pause_s(expected_s)
-        while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S, first_look_s, pause_s)) is None:
-            first_look_s = 0.0
+        pauses = self._pace.pauses(expected_s, self._clock() - sent_at) if full else None
+        while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S, pauses)) is None:
             if self._wake.is_set() and not full:
                 break
             if self._stopping or time.monotonic() - start > self._config.iteration_timeout:

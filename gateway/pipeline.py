@@ -1,12 +1,12 @@
 """The workers as the engine sees them: plans go to every stage at once, results come from the last."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from common.channel import BUSY_PAUSE_S, Channel, receive
+from common.channel import Channel, receive
 from common.records import Fault, Plan, Progress, Ready, Report, Result, Setup, Stop, Up, decode_report, encode
 
 _INTERRUPT_LOOK_S = 0.2
@@ -78,9 +78,9 @@ class Pipeline:
             self._channel.send(others, payload if lean is plan else encode(lean))
         self._channel.send([last], payload)
 
-    def wait(self, seconds: float, first_look_s: float = 0.0, longest_pause_s: float = BUSY_PAUSE_S) -> Result | None:
-        """The next result, or None after `seconds`; not looked for before `first_look_s`. Raises StageLost."""
-        message = receive(self._channel, seconds, first_look_s=first_look_s, longest_pause_s=longest_pause_s)
+    def wait(self, seconds: float, pauses: Iterator[float] | None = None) -> Result | None:
+        """The next result, or None after `seconds`; `pauses` between looks. Raises StageLost."""
+        message = receive(self._channel, seconds, pauses)
         return None if message is None else self._result(message)
 
     def poll(self) -> Result | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from common.channel import IDLE_PAUSE_S, Channel, receive
+from common.channel import IDLE_PAUSE_S, Channel, growing_pauses, receive
 from common.config import Config, ConfigError
 from common.mpi import MpiChannel, World
 from common.records import Stop, decode_order
@@ -58,7 +58,7 @@ def _worker(config: Config, channel: Channel, world: World) -> int:
 def _spare(channel: Channel) -> int:
     """Idle until the world ends; a spare has no work yet."""
     while True:
-        message = receive(channel, 60.0, longest_pause_s=10 * IDLE_PAUSE_S)
+        message = receive(channel, 60.0, growing_pauses(10 * IDLE_PAUSE_S))
         if message is not None and isinstance(decode_order(message[1]), Stop):
             return 0
 

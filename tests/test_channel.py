@@ -1,6 +1,6 @@
 import pytest
 
-from common.channel import BUSY_PAUSE_S, FIRST_PAUSE_S, IDLE_PAUSE_S, LocalChannel, receive
+from common.channel import BUSY_PAUSE_S, FIRST_PAUSE_S, IDLE_PAUSE_S, LocalChannel, growing_pauses, receive
 
 
 class Clock:
@@ -76,14 +76,14 @@ def test_pauses_grow_from_short_ones_to_the_longest() -> None:
     _, worker = LocalChannel.world(2)
     for longest_pause_s in (BUSY_PAUSE_S, IDLE_PAUSE_S):
         clock = Clock()
-        receive(worker, 1.0, longest_pause_s=longest_pause_s, clock=clock, pause=clock.pause)
+        receive(worker, 1.0, growing_pauses(longest_pause_s), clock=clock, pause=clock.pause)
         assert clock.pauses[0] == FIRST_PAUSE_S
         assert clock.pauses[:-1] == sorted(clock.pauses[:-1])  # the last one ends at the deadline
         assert max(clock.pauses) == longest_pause_s
 
 
-def test_who_knows_when_an_answer_is_due_looks_then_and_after_even_pauses() -> None:
+def test_who_knows_when_an_answer_is_due_says_when_to_look() -> None:
     _, worker = LocalChannel.world(2)
     clock = Clock()
-    receive(worker, 1.0, first_look_s=0.9, longest_pause_s=0.03, clock=clock, pause=clock.pause)
-    assert clock.pauses == pytest.approx([0.9, 0.03, 0.03, 0.03, 0.01])
+    receive(worker, 1.0, iter([0.9, 0.03, 0.04, 0.05]), clock=clock, pause=clock.pause)
+    assert clock.pauses == pytest.approx([0.9, 0.03, 0.04, 0.03])  # the last one ends at the deadline

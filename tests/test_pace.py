@@ -5,37 +5,57 @@ import pytest
 from common.channel import BUSY_PAUSE_S
 from gateway.pace import Pace
 
+EXPECTED_S = 0.1
 
-def drive(pace: Pace, expected_s: float, real_s: float, iterations: int) -> float:
+
+def drive(pace: Pace, real_s: float, iterations: int) -> float:
     """Results are noticed at the first look after they are there; how late the last one was."""
     for _ in range(iterations):
-        seen_s = pace.first_look_s(expected_s)
+        seen_s, pauses = 0.0, pace.pauses(EXPECTED_S, 0.0)
         while seen_s < real_s:
-            seen_s += pace.pause_s(expected_s)
-        pace.took(expected_s, seen_s)
+            seen_s += next(pauses)
+        pace.took(EXPECTED_S, seen_s)
     return seen_s - real_s
 
 
-def test_the_first_result_is_looked_for_at_once() -> None:
-    assert Pace().first_look_s(100.0) == 0.0
-    assert Pace().pause_s(100.0) == BUSY_PAUSE_S
+def looks(pace: Pace, real_s: float) -> int:
+    seen_s, pauses = 0.0, pace.pauses(EXPECTED_S, 0.0)
+    for count in range(10_000):
+        if seen_s >= real_s:
+            return count
+        seen_s += next(pauses)
+    raise AssertionError("it never looked late enough")
 
 
 @pytest.mark.parametrize("real_s", [0.02, 0.1, 0.5])
-def test_a_profile_that_is_wrong_makes_nobody_late(real_s: float) -> None:
+def test_a_profile_that_is_wrong_makes_nobody_late_and_nobody_look_often(real_s: float) -> None:
     pace = Pace()
-    assert drive(pace, 0.1, real_s, 50) <= 0.03 * real_s + BUSY_PAUSE_S
-    assert pace.first_look_s(0.1) == pytest.approx(0.9 * real_s, rel=0.1)
+    assert drive(pace, real_s, 1) <= max(BUSY_PAUSE_S, 0.02 * real_s)  # nothing is known, so it looks often
+    assert drive(pace, real_s, 50) <= max(BUSY_PAUSE_S, 0.02 * real_s)
+    assert looks(pace, real_s) <= 10
 
 
 def test_iterations_that_become_quicker_are_soon_noticed_in_time() -> None:
     pace = Pace()
-    drive(pace, 0.1, 0.5, 50)
-    assert drive(pace, 0.1, 0.1, 20) <= 0.03 * 0.1 + BUSY_PAUSE_S
+    drive(pace, 0.5, 50)
+    assert drive(pace, 0.1, 20) <= 0.02 * 0.1
 
 
-def test_a_single_long_one_delays_nobody() -> None:
+def test_prompts_among_the_jobs_delay_no_iteration_without_them() -> None:
     pace = Pace()
-    drive(pace, 0.1, 0.1, 10)
-    pace.took(0.1, 5.0)
-    assert pace.first_look_s(0.1) < 0.1
+    drive(pace, 0.1, 10)
+    drive(pace, 1.0, 4)
+    assert drive(pace, 0.1, 1) <= 0.02 * 0.1
+
+
+def test_a_long_iteration_is_looked_for_a_few_times_only() -> None:
+    pace = Pace()
+    drive(pace, 0.1, 10)
+    assert looks(pace, 1.0) < 130  # 0.9 s at 2 % each
+
+
+def test_what_has_passed_of_the_time_is_not_waited_for_again() -> None:
+    pace = Pace()
+    drive(pace, 0.1, 10)
+    assert next(pace.pauses(EXPECTED_S, 0.08)) == pytest.approx(0.09 - 0.08, abs=0.003)
+    assert next(pace.pauses(EXPECTED_S, 0.5)) == pytest.approx(0.01)

@@ -310,11 +310,9 @@ def test_no_plan_copies_more_than_an_iteration_hides_unless_one_job_alone_is_lar
         assert most <= 1 + 4, f"plan {plan.seq} copies {most} blocks"  # one block of the budget left, and a whole job
 
 
-def test_a_plan_should_take_as_long_as_its_tokens_do() -> None:
-    run = drive()
-    run.submit(1, prompt=40, output=3)
-    for sent_at, seconds in ((0.0, 4.0), (10.0, 1.0)):  # the prompt, then one token
-        plan = run.scheduler.plan(sent_at)
-        assert plan is not None
-        assert run.scheduler.oldest_flight() == (sent_at, seconds)
-        run.scheduler.commit(answer(plan), sent_at + seconds)
+def test_the_oldest_plan_in_flight_should_take_as_long_as_its_jobs_decode() -> None:
+    run = drive(pipeline_parallel=2)
+    for job in (1, 2):
+        run.submit(job, prompt=40, output=3)
+        run.scheduler.plan(float(job))
+    assert run.scheduler.oldest_flight() == (1.0, COST.decode_s(1))

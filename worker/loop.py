@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from common.channel import IDLE_PAUSE_S, Channel, receive
+from common.channel import IDLE_PAUSE_S, Channel, growing_pauses, receive
 from common.config import Config, ConfigError
 from common.model_files import ModelError, locate
 from common.model_spec import ModelSpec
@@ -134,7 +134,7 @@ class Worker:
     def _wait(self) -> tuple[int, bytes]:
         """The next message. An idle stage waits as long as its gateway lives; one without neighbours gives up."""
         timeout_s = self._config.start_timeout if self._link_lost else _IDLE_LOOK_S
-        while (message := receive(self._channel, timeout_s, longest_pause_s=IDLE_PAUSE_S)) is None:
+        while (message := receive(self._channel, timeout_s, growing_pauses(IDLE_PAUSE_S))) is None:
             if self._link_lost:
                 raise TimeoutError(f"no new setup within {timeout_s} s after the link was lost")
         return message

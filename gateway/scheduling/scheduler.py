@@ -117,10 +117,12 @@ class Scheduler:
         return len(self._flights)
 
     def oldest_flight(self) -> tuple[float, float]:
-        """When the oldest plan in flight was made, and the seconds that it should take. There is one."""
+        """When the oldest plan in flight was made, and the seconds it should take were all its jobs decoding.
+
+        There is one.
+        """
         flight = self._flights[0]
-        jobs, tokens = len(flight.batch), sum(flight.batch.values())
-        return flight.sent_at, self._cost.prefill_s(tokens) if tokens > jobs else self._cost.decode_s(max(1, jobs))
+        return flight.sent_at, self._cost.decode_s(max(1, len(flight.batch)))
 
     @property
     def num_waiting(self) -> int:
