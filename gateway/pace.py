@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from common.channel import BUSY_PAUSE_S
 
 _SURE_SHARE = 0.9  # of the time that an iteration should take at least: not looked at earlier
-_LATE_SHARE = 0.02  # of the time that one has taken: how late its result may be noticed
+_LATE_SHARE = 0.01  # of the time that one has taken: how late its result may be noticed
 _SLOWING = 1.02  # at most, from one iteration to the next
 
 
