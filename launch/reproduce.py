@@ -7,6 +7,7 @@ from common.config import ConfigError
 from launch.lab.experiments.azure import Azure
 from launch.lab.experiments.depth import Depth
 from launch.lab.experiments.engine import POLICIES, STRATEGIES
+from launch.lab.experiments.engine_simulator import EngineSimulator
 from launch.lab.experiments.experiment import Experiment
 from launch.lab.experiments.memory import MemoryExperiment
 from launch.lab.experiments.rates import Rates
@@ -22,6 +23,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Stationary(),
     Azure(),
     POLICIES,
+    EngineSimulator(),
     STRATEGIES,
 )
 
@@ -31,8 +33,8 @@ class Reproduce:
     """Run the paper's experiments and write a page about them, with what the paper reports beside every figure.
 
     Each experiment is kept as JSON; one that is not run again is drawn from what is kept. Simulations give the same
-    figures everywhere. `engine` and `engine-memory` run real servers, take some ten minutes each, and want an idle
-    machine.
+    figures everywhere. `engine`, `engine-simulator` and `engine-memory` run real servers, take ten to twenty minutes
+    each, and want an idle machine.
     """
 
     only: str | None = None

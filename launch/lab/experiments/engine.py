@@ -27,14 +27,14 @@ from launch.lab.simulator import Simulated, Simulation
 from launch.lab.timeline import Span, draw_timelines, lives
 from launch.lab.workload import Request, make_requests
 
-_WORKLOAD = "sharegpt:0.25"
-_BATCH = 8
+WORKLOAD = "sharegpt:0.25"
+BATCH = 8
 _DEVICE_BLOCKS = 48  # about eight contexts in the middle of their lives
 _HOST_BLOCKS = 4000
-_ROUNDS = 3
-_OVERLOAD = 1.5
+ROUNDS = 3
+OVERLOAD = 1.5
 _OPTIONS = [
-    *("--max-batch-jobs", str(_BATCH), "--max-waiting-jobs", "10000"),
+    *("--max-batch-jobs", str(BATCH), "--max-waiting-jobs", "10000"),
     *("--kv-device-blocks", str(_DEVICE_BLOCKS), "--kv-host-blocks", str(_HOST_BLOCKS)),
 ]
 _CALIBRATION = 48  # requests, all at once
@@ -80,19 +80,19 @@ class Engine:
 
     def measure(self, seeds: int) -> Data:
         """`seeds` does not matter: there are three rounds, each with requests of its own."""
-        profiled = find_machine(_profile())
-        slowdown = _slowdown(profiled)
+        profiled = find_machine(measure_profile())
+        slowdown = measured_slowdown(profiled)
         machine = slower(profiled, slowdown)
-        rate = _OVERLOAD * capacity(machine, make_requests(_WORKLOAD, 4000), _BATCH)
+        rate = OVERLOAD * capacity(machine, make_requests(WORKLOAD, 4000), BATCH)
         runs: list[Run] = []
         of_jobs: dict[str, list[Span]] = {}
-        turns = [(turn, setting) for turn in range(_ROUNDS) for setting in self._settings]
+        turns = [(turn, setting) for turn in range(ROUNDS) for setting in self._settings]
         with TemporaryDirectory() as folder:
             for turn, setting in tqdm(turns, desc=self.name):
-                requests = make_requests(_WORKLOAD, self._requests, rate, seed=turn)
+                requests = make_requests(WORKLOAD, self._requests, rate, seed=turn)
                 record = Path(folder) / f"{len(runs)}.jsonl"
-                result, stall_share = _run(setting, requests, record)
-                simulated = _simulate(setting, requests, result.samples, machine).summary()
+                result, stall_share = run_server(setting, requests, record)
+                simulated = simulate(setting, requests, result.samples, machine).summary()
                 figures = summary(result.samples)
                 runs.append(Run(setting, turn, rate, figures, result.tokens_per_s, stall_share, simulated))
                 if self._pictured:
@@ -110,7 +110,7 @@ class Engine:
             "rate": number(found.runs[0].rate),
             "requests": str(found.requests),
             "arrivals": f"{found.requests / found.runs[0].rate:.0f} seconds",
-            "rounds": str(_ROUNDS),
+            "rounds": str(ROUNDS),
             "slowdown": number(found.slowdown),
             "runs": table(_HEAD, [_row(setting, runs) for setting, runs in of.items()]),
             "gain": number(statistics.median(gains)),
@@ -162,7 +162,7 @@ def _median(runs: Sequence[Run], pick: Callable[[Run], float]) -> float:
     return statistics.median(map(pick, runs))
 
 
-def _run(setting: Setting, requests: Sequence[Request], record: Path) -> tuple[LoadResult, float]:
+def run_server(setting: Setting, requests: Sequence[Request], record: Path) -> tuple[LoadResult, float]:
     """What the clients of a server of its own saw, and the share of its busy time that it waited for copies."""
     options = ["--policy", setting.policy, "--kv-strategy", setting.kv_strategy, "--record", str(record), *_OPTIONS]
     with serving(options) as url:
@@ -179,7 +179,7 @@ async def _load(url: str, requests: Sequence[Request]) -> LoadResult:
         return await Load(client, requests).open_loop()
 
 
-def _simulate(setting: Setting, requests: Sequence[Request], samples: Sequence[Sample], machine: Machine) -> Simulated:
+def simulate(setting: Setting, requests: Sequence[Request], samples: Sequence[Sample], machine: Machine) -> Simulated:
     """The same requests, with the lengths that they really had."""
     real = [
         Request(request.arrival_s, sample.prompt_tokens, sample.output_tokens)
@@ -188,28 +188,28 @@ def _simulate(setting: Setting, requests: Sequence[Request], samples: Sequence[S
     config = Config(
         policy=setting.policy,
         kv_strategy=setting.kv_strategy,
-        max_batch_jobs=_BATCH,
+        max_batch_jobs=BATCH,
         kv_device_blocks=_DEVICE_BLOCKS,
         kv_host_blocks=_HOST_BLOCKS,
     )
     return Simulation(config, machine, real).run()
 
 
-def _slowdown(machine: Machine) -> float:
+def measured_slowdown(machine: Machine) -> float:
     """How many times as long as simulated a server takes for requests that all come at once.
 
     The profile is that of an idle server; while it serves, gateway and clients share its cores.
     """
     setting = Setting("fcfs")
-    requests = [replace(r, arrival_s=0.0) for r in make_requests(_WORKLOAD, _CALIBRATION, seed=_CALIBRATION_SEED)]
+    requests = [replace(r, arrival_s=0.0) for r in make_requests(WORKLOAD, _CALIBRATION, seed=_CALIBRATION_SEED)]
     ratios = []
-    for _ in range(_ROUNDS):
-        result, _ = _run(setting, requests, Path(os.devnull))
-        ratios.append(result.duration_s / _simulate(setting, requests, result.samples, machine).makespan_s)
+    for _ in range(ROUNDS):
+        result, _ = run_server(setting, requests, Path(os.devnull))
+        ratios.append(result.duration_s / simulate(setting, requests, result.samples, machine).makespan_s)
     return statistics.median(ratios)
 
 
-def _profile() -> str:
+def measure_profile() -> str:
     """The file in which the profile of such a server is kept, measured now."""
     command = [sys.executable, "-m", "launch", "profile", "--profile", "measure", *_OPTIONS]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
