@@ -76,6 +76,7 @@ class JobEngine:
         self._wake = threading.Event()
         self._constraints = Constraints(self._wake.set)
         self._pace = Pace()
+        self._sent: deque[float] = deque()  # when each plan in flight was sent, on the clock that pauses are slept by
         self._stopping = False
         self._closed = False  # nobody takes commands any more
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -215,6 +216,7 @@ class JobEngine:
             self._take_commands(scheduler)
             while (plan := self._plan(scheduler)) is not None:
                 self._pipeline.send(plan)
+                self._sent.append(time.monotonic())
                 self.statistics.offloaded_blocks += len(plan.offloads)
                 self.statistics.uploaded_blocks += len(plan.uploads)
             self._record()
@@ -238,15 +240,15 @@ class JobEngine:
         """The next result; None when new jobs could use a free slot of the pipeline meanwhile."""
         start = time.monotonic()
         full = scheduler.num_in_flight >= self._config.pipeline_parallel
-        sent_at, expected_s = scheduler.oldest_flight()
-        pauses = self._pace.pauses(expected_s, self._clock() - sent_at) if full else None
+        expected_s = scheduler.seconds_expected()
+        pauses = self._pace.pauses(expected_s, start - self._sent[0]) if full else None
         while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S, pauses)) is None:
             if self._wake.is_set() and not full:
                 break
             if self._stopping or time.monotonic() - start > self._config.iteration_timeout:
                 break
         if result is not None:
-            self._pace.took(expected_s, self._clock() - sent_at)
+            self._pace.took(expected_s, time.monotonic() - self._sent.popleft())
         waited_s = time.monotonic() - start
         self.statistics.busy_s += waited_s
         if result is None and waited_s > self._config.iteration_timeout:

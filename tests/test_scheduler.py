@@ -5,7 +5,7 @@ from fakes import Drive, FixedMask, answer, scheduler
 
 from common.config import KvStrategy
 from common.records import Logprobs, Result
-from gateway.scheduling.cost import LinearCost
+from gateway.scheduling.cost import LinearCost, Profile
 from gateway.scheduling.job import Residence
 
 COST = LinearCost(decode=1.0, prefill_per_token=0.1)
@@ -311,8 +311,9 @@ def test_no_plan_copies_more_than_an_iteration_hides_unless_one_job_alone_is_lar
 
 
 def test_the_oldest_plan_in_flight_should_take_as_long_as_its_jobs_decode() -> None:
-    run = drive(pipeline_parallel=2)
+    cost = Profile(prefill=[(16, 5.0)], decode=[(1, 1.0), (2, 1.5)])
+    run = Drive(scheduler(cost, max_batch_jobs=2), cost)
     for job in (1, 2):
         run.submit(job, prompt=40, output=3)
-        run.scheduler.plan(float(job))
-    assert run.scheduler.oldest_flight() == (1.0, COST.decode_s(1))
+    run.scheduler.plan(0.0)
+    assert run.scheduler.seconds_expected() == 1.5

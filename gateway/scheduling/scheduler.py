@@ -116,13 +116,9 @@ class Scheduler:
     def num_in_flight(self) -> int:
         return len(self._flights)
 
-    def oldest_flight(self) -> tuple[float, float]:
-        """When the oldest plan in flight was made, and the seconds it should take were all its jobs decoding.
-
-        There is one.
-        """
-        flight = self._flights[0]
-        return flight.sent_at, self._cost.decode_s(max(1, len(flight.batch)))
+    def seconds_expected(self) -> float:
+        """What the oldest plan in flight should take, were all its jobs decoding. There is one."""
+        return self._cost.decode_s(max(1, len(self._flights[0].batch)))
 
     @property
     def num_waiting(self) -> int:
