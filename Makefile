@@ -12,7 +12,7 @@ INSTALL := $(VENV)/bin/pip install -qq --disable-pip-version-check --constraint 
 .PHONY: help serve test soak fuzz sdk lint check reproduce bench-peers bench-gpu readme clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/installed ## serve the embedded model, or another: make serve ARGS='MODEL --port 8080'
 	@$(VENV)/bin/skipjoin serve $(ARGS)
