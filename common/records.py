@@ -34,12 +34,16 @@ class Shaping(msgspec.Struct, frozen=True, array_like=True):
     allowed: bytes = b""  # a bit per token, the lowest of the first byte first; empty: all may be drawn
 
 
+UNSEEN = -1
+"""In the place of a token that the iteration before will draw for the same job. Only one stage can know it in time."""
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One job's share of an iteration: `tokens` go into the slots from `start` on of the blocks in `blocks`."""
 
     job_id: int
     start: int  # tokens whose KV is in the blocks already
-    tokens: list[int]
+    tokens: list[int]  # ids; the last may be UNSEEN
     blocks: list[int]  # device blocks of the whole context, enough for start + len(tokens) slots
     sampling: Sampling | None  # None: no token is wanted (all but the last chunk of a prompt)
     shaping: Shaping | None = None

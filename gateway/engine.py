@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 from common.channel import Channel
 from common.config import Config
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 IDLE_LOOK_S = 0.1  # how often an idle engine looks for a worker's last words
 RESULT_LOOK_S = 0.01  # how often it looks for new jobs while a pipeline slot is free
+STOP_LOOK_S = 1.0  # how often it looks whether it shall stop while none is
 LONGEST_RETRY_S = 60.0
 
 
@@ -76,7 +78,7 @@ class JobEngine:
         self._wake = threading.Event()
         self._constraints = Constraints(self._wake.set)
         self._pace = Pace()
-        self._sent: deque[float] = deque()  # when each plan in flight was sent, on the clock that pauses are slept by
+        self._begun: deque[float] = deque()  # when each plan in flight could, on the clock that pauses are slept by
         self._stopping = False
         self._closed = False  # nobody takes commands any more
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -214,11 +216,8 @@ class JobEngine:
         while not self._stopping:
             self._wake.clear()
             self._take_commands(scheduler)
-            while (plan := self._plan(scheduler)) is not None:
-                self._pipeline.send(plan)
-                self._sent.append(time.monotonic())
-                self.statistics.offloaded_blocks += len(plan.offloads)
-                self.statistics.uploaded_blocks += len(plan.uploads)
+            while self._send(self._timed(scheduler.plan)):
+                pass
             self._record()
             # After the next plans are on their way: text and events are made while the stages compute.
             self._hand_over(chunks)
@@ -230,30 +229,63 @@ class JobEngine:
                 self._record()
         self._hand_over(chunks)
 
-    def _plan(self, scheduler: Scheduler) -> Plan | None:
+    def _timed(self, plan: Callable[[float], Plan | None]) -> Plan | None:
         start = time.monotonic()
-        plan = scheduler.plan(self._clock())
+        made = plan(self._clock())
         self.statistics.scheduling_s += time.monotonic() - start
-        return plan
+        return made
+
+    def _send(self, plan: Plan | None) -> bool:
+        """Whether there was one."""
+        if plan is None:
+            return False
+        self._pipeline.send(plan)
+        self._begun.append(time.monotonic())
+        self.statistics.offloaded_blocks += len(plan.offloads)
+        self.statistics.uploaded_blocks += len(plan.uploads)
+        return True
 
     def _wait_for_result(self, scheduler: Scheduler) -> Result | None:
-        """The next result; None when new jobs could use a free slot of the pipeline meanwhile."""
-        start = time.monotonic()
+        """The next result; None when new jobs could use a free slot of the pipeline meanwhile.
+
+        As late as is safe before it comes, so that new jobs are not kept waiting, another plan is sent ahead.
+        """
+        start, begun = time.monotonic(), self._begun[0]
+        timeout_s = self._config.iteration_timeout
         full = scheduler.num_in_flight >= self._config.pipeline_parallel
         expected_s = scheduler.seconds_expected()
-        pauses = self._pace.pauses(expected_s, start - self._sent[0]) if full else None
-        while (result := self._pipeline.wait(1.0 if full else RESULT_LOOK_S, pauses)) is None:
-            if self._wake.is_set() and not full:
-                break
-            if self._stopping or time.monotonic() - start > self._config.iteration_timeout:
-                break
+        if full:
+            sure_s = self._pace.sure_s(expected_s) - (start - begun)
+            if (result := self._look(sure_s, repeat(sure_s))) is None:
+                self._plan_ahead(scheduler)
+                result = self._look(timeout_s, self._pace.pauses(time.monotonic() - begun))
+        else:
+            result = self._look(timeout_s, None, until_woken=True)
+        end = time.monotonic()
+        self.statistics.busy_s += end - start
         if result is not None:
-            self._pace.took(expected_s, time.monotonic() - self._sent.popleft())
-        waited_s = time.monotonic() - start
-        self.statistics.busy_s += waited_s
-        if result is None and waited_s > self._config.iteration_timeout:
-            raise StageLost(f"no result within {waited_s:.0f} s (--iteration-timeout)")
+            self._pace.took(expected_s, end - self._begun.popleft())
+            if len(self._begun) >= self._config.pipeline_parallel:  # one that was sent ahead
+                self._begun[-1] = end
+        elif end - start > timeout_s:
+            raise StageLost(f"no result within {end - start:.0f} s (--iteration-timeout)")
         return result
+
+    def _look(self, seconds: float, pauses: Iterator[float] | None, *, until_woken: bool = False) -> Result | None:
+        """The next result, looked for with `pauses` between; None after `seconds`, or when there is something to do."""
+        look_s = RESULT_LOOK_S if until_woken else STOP_LOOK_S
+        end = time.monotonic() + seconds
+        while (left_s := end - time.monotonic()) > 0 and not self._stopping:
+            if (result := self._pipeline.wait(min(left_s, look_s), pauses)) is not None:
+                return result
+            if until_woken and self._wake.is_set():
+                break
+        return None
+
+    def _plan_ahead(self, scheduler: Scheduler) -> None:
+        if self._config.plan_ahead and self._config.pipeline_parallel == 1:
+            self._take_commands(scheduler)
+            self._send(self._timed(scheduler.plan_ahead))
 
     def _idle(self) -> None:
         if self._state == "draining":

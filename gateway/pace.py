@@ -18,11 +18,14 @@ class Pace:
     def __init__(self) -> None:
         self._ratio = 0.0  # not known: look at once
 
-    def pauses(self, expected_s: float, elapsed_s: float) -> Iterator[float]:
-        """Between looks for a result that should take `expected_s` at least, `elapsed_s` after its plan was sent."""
-        due_s = expected_s * self._ratio * _SURE_SHARE
+    def sure_s(self, expected_s: float) -> float:
+        """How long an iteration takes at least that should take `expected_s` at least; 0 while nothing is known."""
+        return expected_s * self._ratio * _SURE_SHARE
+
+    def pauses(self, elapsed_s: float) -> Iterator[float]:
+        """Between looks for a result that may be there at any time, `elapsed_s` after its iteration began."""
         while True:
-            pause_s = max(BUSY_PAUSE_S, elapsed_s * _LATE_SHARE, due_s - elapsed_s)
+            pause_s = max(BUSY_PAUSE_S, elapsed_s * _LATE_SHARE)
             yield pause_s
             elapsed_s += pause_s
 

@@ -36,9 +36,9 @@ def test_the_limit_grows_with_the_jobs_per_place() -> None:
 def test_a_job_in_flight_is_not_starving() -> None:
     aging, job = Aging(factor=3.0, places=4), waiting(1, level=0, since=0.0)
     aging.watch(job, QUANTA[0])
-    job.in_flight = True
+    job.in_flight = 1
     assert aging.starving(100.0, active=1, quanta=QUANTA) == []
-    job.in_flight = False
+    job.in_flight = 0
     assert aging.starving(200.0, active=1, quanta=QUANTA) == [job]
 
 

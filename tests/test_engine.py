@@ -15,7 +15,7 @@ from common.channel import LocalChannel, receive
 from common.config import Config
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
-from common.records import Fault, Plan, Ready, Setup, Stop, Up, decode_order, encode
+from common.records import UNSEEN, Fault, Plan, Ready, Setup, Stop, Up, decode_order, encode
 from gateway.engine import JobEngine
 from gateway.generation import Chunk, QueueFull, Stream, Unavailable
 
@@ -180,7 +180,7 @@ def test_an_idle_night_does_not_make_the_wait_longer(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_an_abort_frees_the_blocks_with_the_iteration_that_is_under_way(tmp_path: Path) -> None:
+def test_an_abort_frees_the_blocks_with_the_iterations_that_are_under_way(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as (engine, stage):
             stage.may_answer.clear()
@@ -191,7 +191,7 @@ def test_an_abort_frees_the_blocks_with_the_iteration_that_is_under_way(tmp_path
             assert engine.scheduler is not None
             pool = engine.scheduler.ledger.device
             await until(lambda: pool.num_used == 0 and engine.num_active == 0)
-            assert len(stage.plans) == 1
+            assert len(stage.plans) <= 2
             assert engine.statistics.aborted == 1
 
     asyncio.run(scenario())
@@ -209,6 +209,30 @@ def test_a_text_that_is_complete_ends_its_job_with_a_trace(tmp_path: Path) -> No
             assert len(reasons) < 100
             assert chunk.trace is not None
             assert (engine.statistics.finished, engine.statistics.aborted) == (1, 0)
+
+    asyncio.run(scenario())
+
+
+def test_the_next_plan_is_there_before_a_result_was_seen(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (engine, stage):
+            stage.may_answer.clear()
+            stream = engine.submit([generation(4, 3)])[0]
+            scheduler = engine.scheduler
+            assert scheduler is not None
+            await until(lambda: scheduler.num_in_flight == 2)
+            stage.may_answer.set()
+            assert [chunk.tokens for chunk in await collect(stream)] == [(7,), (7,), (7,)]
+            assert stage.plans[1].entries[0].tokens == [UNSEEN]
+
+    asyncio.run(scenario())
+
+
+def test_plans_wait_for_results_where_that_is_wanted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, plan_ahead=False) as (engine, stage):
+            assert len(await collect(engine.submit([generation(4, 3)])[0])) == 3
+            assert [plan.entries[0].tokens[-1] for plan in stage.plans] == [3, 7, 7]
 
     asyncio.run(scenario())
 

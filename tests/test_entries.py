@@ -4,16 +4,14 @@ from typing import Any
 
 from fakes import FixedMask
 
-from common.records import Entry, Penalties, Sampling, Shaping
+from common.records import UNSEEN, Entry, Penalties, Sampling, Shaping
 from gateway.generation import Generation
 from gateway.scheduling.entries import entry_of
 from gateway.scheduling.job import Job
 
 
 def entry(output: list[int] | None = None, **options: Any) -> Entry:
-    job = Job(3, Generation(prompt=[1, 2], max_tokens=10, **options), arrival=0.0)
-    for token in output or []:
-        job.emit(token)
+    job = Job(3, Generation(prompt=[1, 2], max_tokens=10, **options), arrival=0.0, output=output or [])
     return entry_of(job, job.pending)
 
 
@@ -61,6 +59,14 @@ def test_the_prompts_tokens_are_scored_where_that_is_asked_for() -> None:
     assert (entry_of(job, 2).scored, entry_of(job, 4).scored) == ([2, 3], [2, 3, 4])
     job.computed = 2
     assert entry_of(job, 2).scored == [4]
-    job.emit(5)
-    job.computed = 4
+    job.depart(2, gives=True)
     assert entry_of(job, 1).scored == []
+
+
+def test_a_token_that_a_plan_in_flight_gives_is_computed_unseen() -> None:
+    job = Job(3, Generation(prompt=[1, 2, 3, 4], max_tokens=10), arrival=0.0)
+    job.depart(4, gives=True)
+    assert (entry_of(job, 1).start, entry_of(job, 1).tokens) == (4, [UNSEEN])
+    job.land(4)
+    job.output.append(5)
+    assert (entry_of(job, 1).start, entry_of(job, 1).tokens) == (4, [5])

@@ -11,10 +11,10 @@ def test_only_changes_are_written(tmp_path: Path) -> None:
     job = Job(3, generation(4, 5), arrival=0.0)
     recorder.look([job], 1.0)
     recorder.look([job], 2.0)
-    job.in_flight = True
+    job.in_flight = 1
     recorder.look([job], 3.0)
     job.level = 2
-    job.emit(9)
+    job.output.append(9)
     recorder.look([job], 4.0)
     recorder.end(job, 5.0)
     recorder.close()

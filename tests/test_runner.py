@@ -6,7 +6,7 @@ import pytest
 import torch
 from fakes_worker import DEVICES, GREEDY, SPEC, FakeJob, FakeStage, greedy_tokens, make_cache
 
-from common.records import Entry, Penalties, Plan, Result, Sampling, Setup, Shaping
+from common.records import UNSEEN, Entry, Penalties, Plan, Result, Sampling, Setup, Shaping
 from common.topology import partition
 from worker.copier import Copier, ThreadCopies, open_copier
 from worker.link import LocalWiring
@@ -94,6 +94,25 @@ def test_a_prompt_in_chunks_says_the_same_and_only_its_last_chunk_gives_a_token(
     assert pipeline.run(job.entry(3)).tokens == [None]
     assert pipeline.run(job.entry(4)).tokens == [None]
     assert pipeline.run(job.entry()).tokens == greedy_tokens(prompt, 1)
+
+
+def test_a_token_that_was_not_seen_is_the_one_that_the_iteration_before_drew() -> None:
+    prompts = [[5, 17, 3], [8, 60]]
+    pipeline, jobs = Pipeline(), [FakeJob(i, list(prompt), [2 * i, 2 * i + 1]) for i, prompt in enumerate(prompts)]
+    first = pipeline.run(*(job.entry() for job in jobs)).tokens
+    ahead = [Entry(job.job_id, job.done, [UNSEEN], job.blocks, GREEDY) for job in reversed(jobs)]
+    second = pipeline.run(*ahead).tokens[::-1]
+    assert [list(pair) for pair in zip(first, second, strict=True)] == [greedy_tokens(prompt, 2) for prompt in prompts]
+
+
+def test_a_job_that_was_given_no_token_goes_on_with_any_and_spares_the_others() -> None:
+    pipeline, job = Pipeline(), FakeJob(0, [5, 17, 3], [0, 1])
+    nothing = Shaping(allowed=b"\0" * 13)
+    doomed = Entry(1, 0, [8], [2], GREEDY, nothing)
+    first = pipeline.run(job.entry(), doomed).tokens
+    assert first[1] is None
+    second = pipeline.run(Entry(0, 3, [UNSEEN], job.blocks, GREEDY), Entry(1, 1, [UNSEEN], [2], GREEDY)).tokens
+    assert [first[0], second[0]] == greedy_tokens([5, 17, 3], 2)
 
 
 def test_a_job_moved_to_host_and_back_to_other_blocks_goes_on_undisturbed() -> None:

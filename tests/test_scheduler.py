@@ -4,7 +4,7 @@ import pytest
 from fakes import Drive, FixedMask, answer, scheduler
 
 from common.config import KvStrategy
-from common.records import Logprobs, Result
+from common.records import UNSEEN, Logprobs, Result
 from gateway.scheduling.cost import LinearCost, Profile
 from gateway.scheduling.job import Residence
 
@@ -310,10 +310,98 @@ def test_no_plan_copies_more_than_an_iteration_hides_unless_one_job_alone_is_lar
         assert most <= 1 + 4, f"plan {plan.seq} copies {most} blocks"  # one block of the budget left, and a whole job
 
 
-def test_the_oldest_plan_in_flight_should_take_as_long_as_its_jobs_decode() -> None:
-    cost = Profile(prefill=[(16, 5.0)], decode=[(1, 1.0), (2, 1.5)])
+def test_the_oldest_plan_in_flight_should_take_as_long_as_its_prompts_or_its_jobs() -> None:
+    cost = Profile(prefill=[(10, 1.0), (90, 5.0)], decode=[(1, 1.0), (2, 1.5)])
     run = Drive(scheduler(cost, max_batch_jobs=2), cost)
     for job in (1, 2):
-        run.submit(job, prompt=40, output=3)
+        run.submit(job, prompt=45, output=3)
     run.scheduler.plan(0.0)
+    assert run.scheduler.seconds_expected() == 5.0
+    run.scheduler.plan_ahead(0.0)
+    run.scheduler.commit(Result(1, [7, 7], 0.0, 0.0), 5.0)
     assert run.scheduler.seconds_expected() == 1.5
+
+
+def test_a_plan_made_ahead_goes_on_with_tokens_that_nobody_has_seen() -> None:
+    run = drive()
+    job = run.submit(1, prompt=20, output=3)
+    plans, emitted = [run.scheduler.plan(0.0)], []
+    for now in (1.0, 2.0, 3.0):
+        plans.append(run.scheduler.plan_ahead(now))
+        assert run.scheduler.plan(now) is None
+        emitted += run.scheduler.commit(Result(len(emitted) + 1, [7], 0.0, 0.0), now)
+    entries = [plan.entries[0] for plan in plans if plan is not None]
+    assert [(entry.start, entry.tokens[-1]) for entry in entries] == [(0, 19), (20, UNSEEN), (21, UNSEEN)]
+    assert plans[3] is None  # for all that is known, it ends with the third
+    assert (job.finish_reason, job.output, len(emitted)) == ("length", [7, 7, 7], 3)
+    assert run.scheduler.ledger.device.num_used == 0
+
+
+def test_what_was_computed_ahead_for_a_job_that_had_ended_is_ignored() -> None:
+    run = drive()
+    job = run.submit(1, prompt=16, output=9, stop_tokens=frozenset({7}))
+    run.scheduler.plan(0.0)
+    run.scheduler.plan_ahead(0.9)
+    assert [outcome.finish_reason for outcome in run.scheduler.commit(Result(1, [7], 0.0, 0.0), 1.0)] == ["stop"]
+    assert run.scheduler.ledger.device.num_used > 0  # The second plan still writes there.
+    assert run.scheduler.plan(1.0) is None
+    assert run.scheduler.commit(Result(2, [5], 0.0, 0.0), 2.0) == []
+    assert (job.output, job.counts.iterations, run.scheduler.ledger.device.num_used) == ([], 1, 0)
+
+
+def test_a_plan_made_ahead_takes_jobs_in_policy_order_and_new_ones_too() -> None:
+    run = drive(policy="srpt", max_batch_jobs=2)
+    for job_id, output in ((1, 30), (2, 20)):
+        run.submit(job_id, 4, output)
+    run.scheduler.plan(0.0)
+    run.submit(3, 4, 2)
+    ahead = run.scheduler.plan_ahead(0.9)
+    assert ahead is not None
+    assert [(entry.job_id, entry.tokens[-1]) for entry in ahead.entries] == [(3, 3), (2, UNSEEN)]
+
+
+def test_an_iteration_that_was_planned_ahead_is_charged_from_the_end_of_the_one_before() -> None:
+    run = drive()
+    job = run.submit(1, 4, 9)
+    run.scheduler.plan(0.0)
+    run.scheduler.plan_ahead(0.1)
+    run.scheduler.commit(Result(1, [7], 0.0, 0.0), 1.0)
+    run.scheduler.commit(Result(2, [7], 0.0, 0.0), 3.0)
+    assert (job.counts.prefill_s, job.counts.decode_s) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"presence_penalty": 1.0},
+        {"logit_bias": ((1, 1.0),)},
+        {"constraint": FixedMask()},
+        {"min_tokens": 2, "stop_tokens": frozenset({0})},
+    ],
+)
+def test_nothing_is_planned_ahead_where_a_result_decides_what_may_come_next(options: dict[str, Any]) -> None:
+    run = drive()
+    run.submit(1, 4, 9)
+    run.submit(2, 4, 9, **options)
+    run.scheduler.plan(0.0)
+    assert run.scheduler.plan_ahead(0.9) is None
+
+
+def test_nothing_is_planned_ahead_while_somebody_lacks_memory() -> None:
+    run = drive(device=4, block_tokens=4, max_batch_jobs=2, kv_strategy="recompute", policy="srpt")
+    run.submit(1, 8, 8)
+    run.scheduler.plan(0.0)
+    run.submit(2, 12, 2)
+    assert run.scheduler.plan_ahead(0.9) is None
+    run.scheduler.commit(Result(1, [7], 0.0, 0.0), 1.0)
+    plan = run.scheduler.plan(1.0)
+    assert plan is not None
+    assert [entry.job_id for entry in plan.entries] == [2]
+    assert run.scheduler.plan_ahead(1.0) is None
+
+
+def test_nothing_is_planned_ahead_for_a_pipeline() -> None:
+    run = drive(pipeline_parallel=2)
+    run.submit(1, 4, 9)
+    run.scheduler.plan(0.0)
+    assert run.scheduler.plan_ahead(0.9) is None

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from dataclasses import dataclass
+from typing import Any
 
 from fakes import COST_FOR_MACHINES
 from hypothesis import HealthCheck, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.config import Config
-from common.records import Entry, Plan, Result
+from common.records import UNSEEN, Entry, Plan, Result
 from gateway.generation import Generation
 from gateway.scheduling.job import Job, Residence
 from gateway.scheduling.prefix_cache import CachedBlock, PrefixCache
@@ -28,17 +29,24 @@ class Transformer:
         self._values: dict[tuple[Value | str, int], Value] = {}
 
     def values(self, job: Job, end: int) -> list[Value]:
-        """Of the job's first `end` tokens."""
-        before: Value | str = job.generation.cache_salt
-        values = []
-        for token in job.tokens(0, end):
-            before = self._values.setdefault((before, token), len(self._values))
-            values.append(before)
-        return values
+        """Of the job's first `end` tokens, of which the last may be one that it was not given yet."""
+        tokens = job.tokens(0, end)
+        if len(tokens) < end:
+            tokens.append(self.next_token(job))
+        assert len(tokens) == end
+        return self._values_of(job, tokens)
 
     def next_token(self, job: Job) -> int:
         """As greedy decoding, a function of all that came before; often the same for different jobs."""
-        return self.values(job, job.context)[-1] % 2
+        return self._values_of(job, job.generation.prompt + job.output)[-1] % 2
+
+    def _values_of(self, job: Job, tokens: list[int]) -> list[Value]:
+        before: Value | str = job.generation.cache_salt
+        values = []
+        for token in tokens:
+            before = self._values.setdefault((before, token), len(self._values))
+            values.append(before)
+        return values
 
 
 class Memories:
@@ -64,7 +72,8 @@ class Memories:
 
     def _write(self, entry: Entry, job: Job) -> None:
         end = entry.start + len(entry.tokens)
-        assert entry.tokens == job.tokens(entry.start, end)
+        seen = len(entry.tokens) - (entry.tokens[-1] == UNSEEN)
+        assert entry.tokens[:seen] == job.tokens(entry.start, entry.start + seen)
         for position, value in enumerate(self._transformer.values(job, end)[entry.start :], entry.start):
             block = entry.blocks[position // BLOCK]
             self.device.setdefault(block, [None] * BLOCK)[position % BLOCK] = value
@@ -120,10 +129,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         own=st.lists(st.integers(0, 1), min_size=1, max_size=8),
         output=st.integers(1, 28),
         salt=st.sampled_from(["", "", "pepper"]),
-        priority=st.integers(0, 1),
+        options=st.fixed_dictionaries(
+            {"priority": st.integers(0, 1)},
+            optional={"stop_tokens": st.just(frozenset([1])), "logit_bias": st.just(((0, 1.0),))},
+        ),
     )
-    def submit(self, shared: int, own: list[int], output: int, salt: str, priority: int) -> None:
-        self._submit([0] * shared + own, output, salt, priority)
+    def submit(self, shared: int, own: list[int], output: int, salt: str, options: dict[str, Any]) -> None:
+        self._submit([0] * shared + own, output, salt, **options)
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data(), own=st.lists(st.integers(0, 1), max_size=4), output=st.integers(1, 12))
@@ -131,9 +143,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         before = data.draw(st.sampled_from(self.jobs))
         self._submit(before.tokens(0, before.context)[:36] + own, output, before.generation.cache_salt)
 
-    def _submit(self, prompt: list[int], output: int, salt: str, priority: int = 0) -> None:
+    def _submit(self, prompt: list[int], output: int, salt: str, **options: Any) -> None:
         room = LEAST_DEVICE_BLOCKS * BLOCK - len(prompt)
-        generation = Generation(prompt=prompt, max_tokens=min(output, room), cache_salt=salt, priority=priority)
+        generation = Generation(prompt=prompt, max_tokens=min(output, room), cache_salt=salt, **options)
         self.jobs.append(self.scheduler.submit(len(self.jobs), generation, self.now))
 
     @precondition(lambda self: self.jobs)
@@ -141,10 +153,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         self.scheduler.abort(data.draw(st.sampled_from(self.jobs)))
 
-    @rule(copied=st.booleans(), computed=st.booleans())
-    def plan(self, copied: bool, computed: bool) -> None:
+    @rule(ahead=st.booleans(), copied=st.booleans(), computed=st.booleans())
+    def plan(self, ahead: bool, copied: bool, computed: bool) -> None:
         """Send a plan. Stages may copy at once, and compute at once if they have nothing else to do."""
-        plan = self.scheduler.plan(self.now)
+        plan = self.scheduler.plan_ahead(self.now) if ahead else self.scheduler.plan(self.now)
         if plan is None:
             return
         flight = Flight(plan, copied=False, computed=False)
@@ -177,10 +189,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.memories.compute(flight.plan, self.jobs)
         flight.computed = True
 
-    @rule(iterations=st.integers(1, 30), copied=st.booleans())
-    def go_on(self, iterations: int, copied: bool) -> None:
+    @rule(iterations=st.integers(1, 30), ahead=st.booleans(), copied=st.booleans())
+    def go_on(self, iterations: int, ahead: bool, copied: bool) -> None:
         for _ in range(iterations):
-            self.plan(copied, computed=False)
+            self.plan(ahead=False, copied=copied, computed=False)
+            if ahead:
+                self.plan(ahead=True, copied=copied, computed=False)
             if self.flights:
                 self.commit(1.0)
 
@@ -254,11 +268,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         for _ in range(20_000):
-            self.plan(copied=False, computed=False)
+            self.plan(ahead=False, copied=False, computed=False)
             if not self.flights:
                 break
             self.commit(1.0)
-        assert all(job.aborted or job.finish_reason == "length" for job in self.jobs), repr(self.scheduler)
+        assert all(job.aborted or job.finish_reason in {"length", "stop"} for job in self.jobs), repr(self.scheduler)
         assert self.scheduler.ledger.device.num_used == self.scheduler.ledger.host.num_used == 0
         assert self.scheduler.ledger.departing == 0
         assert len(self.scheduler.queue) == 0

@@ -4,9 +4,10 @@ import time
 from typing import TypeVar
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
-from common.records import Entry, Logprobs, Plan, Result
+from common.records import UNSEEN, Entry, Logprobs, Plan, Result
 from common.topology import Stage
 from worker.attention import native, triton_paged
 from worker.attention.paged import PagedAttention, Scratch
@@ -49,6 +50,7 @@ class Runner:
         self._kernel = self._triton or native.open_kernel(cache)
         self._graph_jobs = graph_jobs
         self._graphs: DecodeGraphs | None = None
+        self._drawn: dict[int, int] = {}  # by job, in the last iteration
 
     @torch.inference_mode()
     def run(self, plan: Plan, copies: Copies) -> Result | None:
@@ -57,7 +59,8 @@ class Runner:
         An empty batch still goes through all stages, as one row of zeros: its result says that all copies are done.
         Raises LinkLost, and TimeoutError when the copies take too long.
         """
-        inputs = build_inputs(plan.entries, self._cache.block_tokens, self._device) if plan.entries else None
+        entries = [self._seen(entry) for entry in plan.entries]
+        inputs = build_inputs(entries, self._cache.block_tokens, self._device) if entries else None
         x = self._receive(inputs)
         begun = time.perf_counter()
         if plan.copies_first:
@@ -67,8 +70,9 @@ class Runner:
         if not self._stage.is_last:
             self._link.send(hidden)
             return None
-        scores = self._score(hidden, inputs, plan.entries)
-        tokens, logprobs = self._sample(hidden, inputs, plan.entries)
+        scores = self._score(hidden, inputs, entries)
+        tokens, logprobs = self._sample(hidden, inputs, entries)
+        self._drawn = {entry.job_id: token or 0 for entry, token in zip(entries, tokens, strict=True)}
         return Result(plan.seq, tokens, copies.stalled_s(), time.perf_counter() - begun, logprobs, scores)
 
     @torch.inference_mode()
@@ -84,6 +88,12 @@ class Runner:
             ids = torch.zeros(self._graph_jobs, dtype=torch.int64, device=self._device)
             x = ids if self._stage.is_first else self._zeros(self._graph_jobs)
             self._graphs = DecodeGraphs(self._model, self._triton, self._cache, x)
+
+    def _seen(self, entry: Entry) -> Entry:
+        """The entry with the token that the last iteration drew for it; one without goes on with any: it has failed."""
+        if entry.tokens[-1] != UNSEEN:
+            return entry
+        return replace(entry, tokens=[*entry.tokens[:-1], self._drawn[entry.job_id]])
 
     def _receive(self, inputs: Inputs | None) -> Tensor:
         if not self._stage.is_first:

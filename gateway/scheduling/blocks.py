@@ -129,6 +129,8 @@ class BlockLedger:
         for index in range(len(path), full):
             key, block = self._key(job, index), job.device_blocks[index]
             known = prefixes.find(path, key)
+            if known is not None and job.in_flight:
+                break  # That plan still reads the job's own; a later commit lets go of it.
             if known is not None:
                 prefixes.hold([known])
                 self.device.give([block])

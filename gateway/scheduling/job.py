@@ -76,44 +76,53 @@ class Job:
     prefix: Path = field(default_factory=list)  # what its first device blocks are, or, without any, could be
     block_keys: list[bytes] = field(default_factory=list)  # of its first full blocks, as far as they were needed
 
-    in_flight: bool = False  # in a plan that is not committed
+    in_flight: int = 0  # plans that it is in and that are not committed
+    coming: int = 0  # tokens that those plans compute
     last_seq: int | None = None  # the newest plan it was in
     passed_over: int = 0  # turns in which it did not fit, in a row
     started_at: float | None = None
     counts: Counts = field(default_factory=Counts)
 
     # Looked at many times in every turn, so kept rather than derived.
-    context: int = field(init=False)  # tokens whose KV must exist for its next one: prompt and output
+    context: int = field(init=False)  # tokens of prompt and output, with one for each that a plan in flight will give
     is_shaped: bool = field(init=False)  # more than the logits decides about its tokens
 
     def __post_init__(self) -> None:
         self.context = len(self.generation.prompt) + len(self.output)
         self.is_shaped = _is_shaped(self.generation)
 
-    def emit(self, token: int) -> None:
-        self.output.append(token)
-        self.context += 1
+    def depart(self, tokens: int, *, gives: bool) -> None:
+        """Be in a plan that computes so many tokens, and gives the next one or does not."""
+        self.in_flight += 1
+        self.coming += tokens
+        self.context += gives
+
+    def land(self, tokens: int) -> None:
+        """A plan that computed so many is committed."""
+        self.in_flight -= 1
+        self.coming -= tokens
+        self.computed += tokens
 
     @property
     def can_run(self) -> bool:
-        """Nothing but memory and its turn keeps it from being in the next plan."""
+        """Nothing but memory, its turn and a plan in flight keeps it from being in the next plan."""
         constraint = self.generation.constraint
-        return not self.in_flight and not self.aborted and (constraint is None or constraint.ready)
+        return not self.aborted and self.finish_reason is None and (constraint is None or constraint.ready)
 
     @property
     def pending(self) -> int:
-        """Tokens to compute before it gets its next one."""
-        return self.context - self.computed
+        """Tokens to compute before it gets its next one, beside those that plans in flight compute."""
+        return self.context - self.computed - self.coming
 
     @property
     def prefills(self) -> bool:
         """Whether its next iteration computes more than the token that the last one gave it."""
-        return self.pending > 1 or not self.output
+        return self.pending > 1 or self.context == len(self.generation.prompt)
 
     @property
     def remaining(self) -> int:
-        """Output tokens still to come, at most."""
-        return self.generation.max_tokens - len(self.output)
+        """Output tokens still to come, at most, beside those that plans in flight give."""
+        return self.generation.max_tokens - self.context + len(self.generation.prompt)
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Those of prompt and output, as one list."""
@@ -162,5 +171,6 @@ class Job:
 
 def _is_shaped(generation: Generation) -> bool:
     penalized = generation.presence_penalty or generation.frequency_penalty or generation.repetition_penalty != 1
-    limited = generation.min_tokens or generation.bad_words or generation.constraint is not None
+    kept_going = generation.min_tokens and generation.stop_tokens
+    limited = kept_going or generation.bad_words or generation.constraint is not None
     return bool(penalized or limited or generation.logit_bias)

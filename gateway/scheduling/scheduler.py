@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from common.config import Config
-from common.records import Logprobs, Plan, Result
+from common.records import Entry, Logprobs, Plan, Result
 from gateway.generation import FinishReason, Generation
 from gateway.scheduling.aging import Aging
 from gateway.scheduling.arrivals import ArrivalRate
@@ -40,11 +40,21 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class _Share:
+    """What a plan computes of a job."""
+
+    tokens: int
+    prefills: bool
+    gives: bool  # the job's next token
+
+
+@dataclass(slots=True)
 class _InFlight:
     seq: int
-    sent_at: float
-    batch: dict[Job, int]  # the tokens that each job computes
+    begun_at: float  # when it was planned, or had no more plans before it than there are stages
+    batch: dict[Job, _Share]
     moves: Moves
+    crowded: bool  # somebody who would have run lacked memory
 
 
 def make_policy(config: Config, cost: CostModel) -> Policy:
@@ -63,7 +73,9 @@ def make_policy(config: Config, cost: CostModel) -> Policy:
 
 
 class Scheduler:
-    """Holds all active jobs. At most `pipeline_parallel` plans are in flight, a job in at most one of them."""
+    """Holds all active jobs. At most `pipeline_parallel` plans are in flight, a job in at most one of them; but for one
+    that was planned ahead.
+    """
 
     def __init__(
         self,
@@ -117,8 +129,10 @@ class Scheduler:
         return len(self._flights)
 
     def seconds_expected(self) -> float:
-        """What the oldest plan in flight should take, were all its jobs decoding. There is one."""
-        return self._cost.decode_s(max(1, len(self._flights[0].batch)))
+        """What the oldest plan in flight should take at least. There is one."""
+        batch = self._flights[0].batch.values()
+        prompts = sum(share.tokens for share in batch if share.prefills)
+        return max(self._cost.decode_s(max(1, len(batch))), self._cost.prefill_s(prompts) if prompts else 0.0)
 
     @property
     def num_waiting(self) -> int:
@@ -129,15 +143,37 @@ class Scheduler:
         """The next iteration, or None: nothing can run, or enough plans are in flight."""
         if self.num_in_flight >= self._config.pipeline_parallel:
             return None
-        self._arrivals.turn()
-        for job, rank in self._policy.promotions(now, len(self.queue)):
-            self.queue.rerank(job, rank)
+        self._begin_turn(now)
         turn = self._walk()
         while victims := self._strategy.room_now(turn):
             self._drop(victims)
             turn = self._walk()
+        return self._order(turn, now, epoch)
+
+    def plan_ahead(self, now: float, epoch: int = 0) -> Plan | None:
+        """The iteration after the only one in flight, before that has a result: its jobs go on with tokens unseen.
+
+        None where the result decides more: what a penalty or a grammar makes of the next token, or whose KV can make
+        room for others. And where there are several stages: the first does not know what the last one draws.
+        """
+        if self._config.pipeline_parallel > 1 or self.num_in_flight != 1:
+            return None
+        (flight,) = self._flights
+        if flight.crowded or any(job.is_shaped or job.residence is not Residence.DEVICE for job in flight.batch):
+            return None
+        self._begin_turn(now)
+        turn = self._walk(ahead=True)
+        return self._order(turn, now, epoch) if turn.batch and not turn.blocked else None
+
+    def _order(self, turn: Turn, now: float, epoch: int) -> Plan | None:
+        """Make a plan of a turn; None if there is nothing to do in it."""
         self._hold(turn.batch)
-        uploads = [pair for job in turn.batch for pair in self._start(job, now)]
+        uploads, entries, batch = list[tuple[int, int]](), list[Entry](), dict[Job, _Share]()
+        for job, count in turn.batch.items():
+            uploads += self._start(job, now)
+            entries.append(entry_of(job, count))
+            batch[job] = share = _Share(count, job.prefills, gives=count == job.pending)
+            job.depart(count, gives=share.gives)
         moves = self._strategy.moves(turn, lambda: self._policy.outlook(self.queue, now))
         self._drop(moves.drop)
         self._hold(moves.upload)
@@ -148,8 +184,7 @@ class Scheduler:
             # What was just dropped made room for somebody. Ends: every round drops a job that was resident.
             return self.plan(now, epoch) if moves.drop else None
         self._seq += 1
-        self._flights.append(_InFlight(self._seq, now, turn.batch, moves))
-        entries = [entry_of(job, count) for job, count in turn.batch.items()]
+        self._flights.append(_InFlight(self._seq, now, batch, moves, crowded=bool(turn.blocked)))
         return Plan(self._seq, epoch, entries, offloads, uploads, self._strategy.copies_first)
 
     def commit(self, result: Result, now: float) -> list[Outcome]:
@@ -161,20 +196,22 @@ class Scheduler:
             self.ledger.land_offload(job)
         for job in flight.moves.upload:
             self.ledger.land_upload(job)
-        elapsed_s = now - flight.sent_at
+        elapsed_s = now - flight.begun_at
+        stages = self._config.pipeline_parallel
+        if len(self._flights) >= stages:
+            self._flights[stages - 1].begun_at = now
         decode_s = self._cost.decode_s(max(1, len(flight.batch)))
         outcomes = []
         for job, scores in zip(flight.batch, result.scores, strict=False):
             job.take_scores(scores)
         logprobs = result.logprobs or [None] * len(flight.batch)
-        for (job, count), token, said in zip(flight.batch.items(), result.tokens, logprobs, strict=True):
-            job.in_flight = False
-            _attribute(job, elapsed_s)
-            if job.aborted:
+        for (job, share), token, said in zip(flight.batch.items(), result.tokens, logprobs, strict=True):
+            job.land(share.tokens)
+            if job.aborted or job.finish_reason is not None:  # It may have ended before this plan, made ahead, began.
                 continue
-            job.computed += count
+            _attribute(job, share, elapsed_s)
             job.waiting_since = now
-            if not job.pending:
+            if share.gives:
                 outcomes.append(self._advance(job, token, said))
             if job.finish_reason != "error":
                 self.ledger.publish(job)
@@ -188,8 +225,16 @@ class Scheduler:
 
     # ------------------------------------------------------------------------------------------ inside a turn
 
-    def _walk(self) -> Turn:
-        """Take jobs in policy order until the budget is spent. Changes no job's place and no block."""
+    def _begin_turn(self, now: float) -> None:
+        self._arrivals.turn()
+        for job, rank in self._policy.promotions(now, len(self.queue)):
+            self.queue.rerank(job, rank)
+
+    def _walk(self, *, ahead: bool = False) -> Turn:
+        """Take jobs in policy order until the budget is spent. Changes no job's place and no block.
+
+        ahead: those in flight may be taken again, if they go on after it for all that is known.
+        """
         turn = Turn(
             jobs_left=self._batch_limit(),
             tokens_left=self._config.max_batch_tokens,
@@ -200,7 +245,7 @@ class Scheduler:
         for job in merge(*self._runnable(turn)):
             if not turn.jobs_left:
                 break
-            if job.can_run:
+            if job.can_run and (not job.in_flight or (ahead and job.remaining > 0)):
                 self._fit(job, turn)
         return turn
 
@@ -228,6 +273,8 @@ class Scheduler:
 
     def _batch_limit(self) -> int:
         """With a pipeline, leave jobs for the other micro-batches: idle stages cost more than smaller batches."""
+        if self._config.pipeline_parallel == 1:
+            return self._config.max_batch_jobs
         ready = len(self.queue) - sum(len(flight.batch) for flight in self._flights)
         slots = self._config.pipeline_parallel - self.num_in_flight
         return min(self._config.max_batch_jobs, -(-ready // slots))
@@ -251,7 +298,6 @@ class Scheduler:
         elif job.last_seq is not None and self._seq + 1 - job.last_seq > self._config.pipeline_parallel:
             job.counts.preemptions += 1
         job.last_seq = self._seq + 1
-        job.in_flight = True
         return uploads
 
     def _drop(self, jobs: list[Job]) -> None:
@@ -271,8 +317,8 @@ class Scheduler:
         elif token in generation.stop_tokens:
             job.finish_reason, token, logprobs = "stop", None, None
         else:
-            job.emit(token)
-            if job.remaining <= 0:
+            job.output.append(token)
+            if len(job.output) >= generation.max_tokens:
                 job.finish_reason = "length"
         return Outcome(job, token, job.finish_reason, logprobs)
 
@@ -288,10 +334,10 @@ class Scheduler:
         return f"<Scheduler {self.queue!r}, {self.num_in_flight} in flight | {self.ledger!r}>"
 
 
-def _attribute(job: Job, elapsed_s: float) -> None:
+def _attribute(job: Job, share: _Share, elapsed_s: float) -> None:
     job.counts.iterations += 1
     job.attained_s += elapsed_s
-    if job.prefills:
+    if share.prefills:
         job.counts.prefill_s += elapsed_s
     else:
         job.counts.decode_s += elapsed_s
