@@ -13,7 +13,7 @@ from typing import Any
 
 import mpi4py
 
-from common.channel import FIRST_PAUSE_S, ChannelError
+from common.channel import BUSY_PAUSE_S, FIRST_PAUSE_S, ChannelError
 
 mpi4py.rc.initialize = False  # joining a world is an act, not a side effect of an import
 mpi4py.rc.finalize = False
@@ -46,9 +46,16 @@ class World:
         return cls(comm.Get_rank(), comm.Get_size(), notes, f"{vendor} {'.'.join(map(str, version))}")
 
     def leave(self) -> None:
-        """Finalize MPI. Collective: every rank calls it last."""
-        if not MPI.Is_finalized():
-            MPI.Finalize()
+        """Finalize MPI. Collective: every rank calls it last. What was sent and never taken in is dropped."""
+        if MPI.Is_finalized():
+            return
+        # MPICH fails to finalize a world with such messages: results of plans that were in flight when it was stopped.
+        everybody_is_here = MPI.COMM_WORLD.Ibarrier()
+        while not everybody_is_here.Test():
+            _drop_messages(MPI.COMM_WORLD)
+            time.sleep(BUSY_PAUSE_S)
+        _drop_messages(MPI.COMM_WORLD)
+        MPI.Finalize()
 
 
 class MpiChannel:
@@ -91,6 +98,12 @@ class MpiChannel:
         if self._sending:
             self._sending = [(request, payload) for request, payload in self._sending if not request.Test()]
         return bool(self._sending)
+
+
+def _drop_messages(comm: Any) -> None:
+    status = MPI.Status()
+    while comm.Iprobe(source=MPI.ANY_SOURCE, tag=_TAG, status=status):
+        comm.Recv([bytearray(status.Get_count(MPI.BYTE)), MPI.BYTE], source=status.Get_source(), tag=_TAG)
 
 
 def _allgather(comm: Any, note: bytes) -> list[bytes]:
