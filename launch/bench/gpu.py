@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from common.config import Config
 from common.model_spec import ModelSpec
-from launch.bench.limits import Limits, measure_limits
+from launch.bench.limits import Bounds, measure_limits
 
 if TYPE_CHECKING:
     from launch.bench.device import DeviceBench
@@ -59,28 +59,6 @@ _SHAPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The least time that an iteration of a model can take."""
-
-    limits: Limits
-    spec: ModelSpec
-    itemsize: int  # bytes of a number
-
-    def decode_s(self, jobs: int, context: int) -> float:
-        """Every weight but the embedding is read once, and every key and value of the contexts."""
-        head = self.spec.vocab_size * self.spec.hidden_size
-        weights = (self.spec.num_layers * self.spec.layer_parameters() + head) * self.itemsize
-        kv = jobs * context * self.spec.kv_bytes_per_token(self.spec.num_layers, self.itemsize)
-        return (weights + kv) / self.limits.bytes_per_s
-
-    def prompt_s(self, tokens: int) -> float:
-        """Two operations for each token and weight, four for each two tokens that meet and number of their heads."""
-        weights = self.spec.num_layers * self.spec.layer_parameters()
-        pairs = tokens * (tokens + 1) // 2 * self.spec.num_layers * self.spec.num_heads * self.spec.head_dim
-        return (2 * tokens * weights + 4 * pairs) / self.limits.flops_per_s
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuBench:
     """Run the tests that need a GPU, then time decoding, prompts and copies on it, against what it can do at best."""
@@ -118,7 +96,7 @@ class GpuBench:
             f"{placement.name}: {limits.bytes_per_s / 1e9:.0f} GB/s, {limits.flops_per_s / 1e12:.4g} TFLOP/s",
             flush=True,
         )
-        bounds = Bounds(limits, spec, placement.dtype.itemsize)
+        bounds = Bounds(limits, spec, placement.dtype.itemsize, placement.dtype.itemsize)
         bench = device.DeviceBench(spec, placement, self._config(), tokens=self._tokens(), iterations=self.iterations)
         report = {"bench": "gpu", "on": placement.name, **asdict(self), **self._measure(bench, bounds)}
         if self.generating_jobs:

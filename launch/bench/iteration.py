@@ -23,11 +23,12 @@ from gateway.generation import Generation
 from gateway.scheduling.cost import LinearCost
 from gateway.scheduling.scheduler import Scheduler
 from gateway.text.text_model import load_text_model
-from launch.bench.limits import measure_limits
+from launch.bench.limits import Bounds, measure_limits
 
 _COST = LinearCost(decode=0.04, prefill_per_token=0.0015)
 _WARM_UP = 2  # iterations
 _PROMPTS = 3  # that are timed
+_KV_BYTES = 4  # of a number in the KV cache: on a CPU it is fp32
 _BYTES_PER_WEIGHT: dict[Stored, int] = {"exact": 4, "bf16": 2, "int8": 1}
 
 
@@ -102,33 +103,30 @@ class IterationBench:
             total = sum(ms_by_part.values())
             print(f"{jobs:3} jobs: {total:7.2f} ms, {1000 * jobs / total:6.1f} tok/s  |  {parts}")
         rows = [{"jobs": jobs, "ms": ms_by_part} for jobs, ms_by_part in medians.items()]
-        bounds = self._bounds(medians)
+        shares = self._shares(medians)
         print(
-            json.dumps({"bench": "iteration", "weights": self.weights, "context": self.context, "rows": rows, **bounds})
+            json.dumps({"bench": "iteration", "weights": self.weights, "context": self.context, "rows": rows, **shares})
         )
         return 0
 
-    def _bounds(self, medians: dict[int, dict[str, float]]) -> dict[str, float]:
+    def _shares(self, medians: dict[int, dict[str, float]]) -> dict[str, float]:
         """One job and a long prompt against what the machine could do at best; tells it, too."""
         prompt_s = statistics.median(self._measure_prompt() for _ in range(_PROMPTS))
         limits = measure_limits()
-        spec = read_spec(locate(self.model))
-        layers, head = spec.num_layers * spec.layer_parameters(), spec.vocab_size * spec.hidden_size
-        bound_s = 2 * (layers * self.prompt + head) / limits.flops_per_s
+        bounds = Bounds(limits, read_spec(locate(self.model)), _BYTES_PER_WEIGHT[self.weights], _KV_BYTES)
+        found = {"bytes_per_s": limits.bytes_per_s, "flops_per_s": limits.flops_per_s, "prompt_s": prompt_s}
+        found["prompt_share_of_bound"] = bounds.prompt_s(self.prompt) / prompt_s
         print(
             f"a prompt of {self.prompt} tokens: {1e3 * prompt_s:.0f} ms, {self.prompt / prompt_s:.0f} tok/s, "
-            f"{100 * bound_s / prompt_s:.0f} % of what {limits.flops_per_s / 1e9:.0f} GFLOPS allow"
+            f"{100 * found['prompt_share_of_bound']:.0f} % of what {limits.flops_per_s / 1e9:.0f} GFLOPS allow"
         )
-        found = {"bytes_per_s": limits.bytes_per_s, "flops_per_s": limits.flops_per_s, "prompt_s": prompt_s}
-        found["prompt_share_of_bound"] = bound_s / prompt_s
         if 1 in medians:
-            read_s = (layers + head) * _BYTES_PER_WEIGHT[self.weights] / limits.bytes_per_s
             decode_s = sum(medians[1].values()) / 1e3
+            found["decode_share_of_bound"] = bounds.decode_s(1, self.context) / decode_s
             print(
-                f"1 job: {100 * read_s / decode_s:.0f} % of what reading the weights at "
+                f"1 job: {100 * found['decode_share_of_bound']:.0f} % of what reading weights and KV at "
                 f"{limits.bytes_per_s / 1e9:.0f} GB/s allows"
             )
-            found["decode_share_of_bound"] = read_s / decode_s
         return found
 
     def _measure_prompt(self) -> float:

@@ -1,8 +1,10 @@
-"""What a device can do at best: how fast it reads memory and multiplies, by torch. Bounds, not promises."""
+"""What a device can do at best: how fast it reads memory and multiplies, by torch, and what follows for a model."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from common.model_spec import ModelSpec
 
 # Bytes, more than any cache holds, and rows of a square matrix, enough for all processors.
 _SIZES = {"cpu": (2**29, 1536), "cuda": (2**31, 8192)}
@@ -15,6 +17,29 @@ class Limits:
 
     bytes_per_s: float
     flops_per_s: float  # of products of matrices
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The least time that an iteration of a model can take."""
+
+    limits: Limits
+    spec: ModelSpec
+    weight_bytes: int  # of a number in a matrix
+    kv_bytes: int  # of a number in the KV cache
+
+    def decode_s(self, jobs: int, context: int) -> float:
+        """Every weight but the embedding is read once, and every key and value of the contexts."""
+        head = self.spec.vocab_size * self.spec.hidden_size
+        weights = (self.spec.num_layers * self.spec.layer_parameters() + head) * self.weight_bytes
+        kv = jobs * context * self.spec.kv_bytes_per_token(self.spec.num_layers, self.kv_bytes)
+        return (weights + kv) / self.limits.bytes_per_s
+
+    def prompt_s(self, tokens: int) -> float:
+        """Two operations for each token and weight, four for each two tokens that meet and number of their heads."""
+        weights = self.spec.num_layers * self.spec.layer_parameters()
+        pairs = tokens * (tokens + 1) // 2 * self.spec.num_layers * self.spec.num_heads * self.spec.head_dim
+        return (2 * tokens * weights + 4 * pairs) / self.limits.flops_per_s
 
 
 def measure_limits(device: str = "cpu", dtype: str = "float32") -> Limits:
