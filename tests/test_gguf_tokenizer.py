@@ -64,6 +64,17 @@ def test_the_embedded_model_encodes_as_its_original(smollm: Tokenizer) -> None:
         assert smollm.encode(text) == tokens, text
 
 
+def test_the_lower_bound_of_a_long_text_never_exceeds_the_number_of_its_tokens(smollm: Tokenizer) -> None:
+    pieces = st.one_of(st.text(max_size=12), st.sampled_from(SNIPPETS))
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(pieces, min_size=1, max_size=6).map("".join), st.integers(1, 500), st.integers(1, 200))
+    def check(text: str, times: int, enough: int) -> None:
+        assert smollm.fewest_tokens(text * times, enough) <= len(smollm.encode(text * times))
+
+    check()
+
+
 def test_the_embedded_model_knows_its_special_tokens(smollm: Tokenizer) -> None:
     assert smollm.special.by_name == {
         "bos_token": "<|im_start|>",

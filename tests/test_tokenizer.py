@@ -121,10 +121,18 @@ def test_special_tokens_in_a_text_become_those_tokens() -> None:
     assert tokenizer.encode("a<|end|>b<|end") == [97, END, 98, *b"<|end"]
 
 
-def test_the_lower_bound_never_exceeds_the_number_of_tokens() -> None:
+def test_the_lower_bound_is_got_from_the_length_where_that_is_enough() -> None:
     tokenizer = Tokenizer(byte_backend(), SpecialTokens({}))
-    assert tokenizer.fewest_tokens("<|end|>" * 10) == 10 == len(tokenizer.encode("<|end|>" * 10))
-    assert tokenizer.fewest_tokens("x" * 70) == 10
+    assert tokenizer.fewest_tokens("<|end|>" * 10, 9) == 10 == len(tokenizer.encode("<|end|>" * 10))
+    assert tokenizer.fewest_tokens("x" * 70, 9) == 10
+
+
+def test_the_lower_bound_is_got_from_the_beginning_of_a_text_that_is_clearly_too_long() -> None:
+    backend = byte_backend()
+    backend.add_special_tokens(["<|a token of 25 letters|>"])
+    tokenizer = Tokenizer(backend, SpecialTokens({}))
+    assert tokenizer.fewest_tokens("x" * 801, 100) == 8 * 100 - 25
+    assert tokenizer.fewest_tokens("x" * 799, 100) == 799 // 25
 
 
 def test_threads_share_one_tokenizer() -> None:

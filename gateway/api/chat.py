@@ -9,7 +9,7 @@ from gateway.api.body import read_body
 from gateway.api.chat_grammar import chat_grammar
 from gateway.api.dialect import Chat, Details
 from gateway.api.errors import ApiError, invalid_value
-from gateway.api.generations import OutputLength, check_choices, generations, prompt_too_long, truncated
+from gateway.api.generations import OutputLength, check_choices, generations, longest_prompt, prompt_too_long, truncated
 from gateway.api.messages import for_template
 from gateway.api.respond import respond
 from gateway.api.schema import ChatRequest, TemplateOptions, decode_chat
@@ -56,7 +56,7 @@ class ChatEndpoint:
         messages = for_template(body.messages)
         conversation = Conversation(messages, use.for_template(), _template_options(body), continues)
         try:
-            prompt = await service.text.encode_chat(conversation, service.engine.max_context)
+            prompt = await service.text.encode_chat(conversation, longest_prompt(service, body))
         except TemplateRefusal as refusal:
             raise ApiError(400, f"{refusal}", code="invalid_messages", param="messages") from None
         except PromptTooLong as error:

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from gateway.api.body import read_body
 from gateway.api.dialect import Completion, Details
 from gateway.api.errors import invalid_value
-from gateway.api.generations import OutputLength, check_choices, generations, prompt_too_long, truncated
+from gateway.api.generations import OutputLength, check_choices, generations, longest_prompt, prompt_too_long, truncated
 from gateway.api.respond import respond
 from gateway.api.schema import CompletionRequest, decode_completion
 from gateway.api.service import Service
@@ -53,10 +53,10 @@ class CompletionEndpoint:
 
     async def _encode(self, body: CompletionRequest, prompt: Prompt) -> list[int]:
         service = self._service
-        room, frames = service.engine.max_context, body.add_special_tokens is not False
+        longest, frames = longest_prompt(service, body), body.add_special_tokens is not False
         try:
             if isinstance(prompt, str):
-                tokens = await service.text.encode(prompt, room, add_special_tokens=frames)
+                tokens = await service.text.encode(prompt, longest, add_special_tokens=frames)
             else:
                 tokens = prompt
         except PromptTooLong as error:

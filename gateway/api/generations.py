@@ -13,6 +13,7 @@ from gateway.text.grammar import Grammar
 
 _SEEDS = 2**64
 _WITH_PRIORITIES = ("skip-join", "mlfq")
+_TRUNCATED_CONTEXTS = 16  # how many times the context a prompt may have that is to be truncated: it is encoded before
 _GREEDY_BELOW = 1e-5  # logits over a smaller temperature overflow
 
 
@@ -62,6 +63,12 @@ def check_choices(service: Service, request: SamplingRequest, num_prompts: int) 
     num_choices, most = num_prompts * request.num_jobs, service.config.max_waiting_jobs
     if num_choices > most:
         raise invalid_value(f"prompts times n (or best_of) is {num_choices}; at most {most} are allowed", "n")
+
+
+def longest_prompt(service: Service, request: SamplingRequest) -> int:
+    """The tokens that a prompt may have before it is truncated."""
+    contexts = 1 if request.truncate_prompt_tokens is None else _TRUNCATED_CONTEXTS
+    return contexts * service.engine.max_context
 
 
 def truncated(service: Service, request: SamplingRequest, prompt: list[int], param: str) -> list[int]:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class PromptTooLong(ValueError):
-    """A prompt that cannot fit; it was not encoded."""
+    """A prompt that cannot fit; it was not encoded, or not all of it."""
 
     def __init__(self, fewest: int) -> None:
         super().__init__(f"at least {fewest} tokens")
@@ -84,7 +84,7 @@ class TextModel:
         return await _beside(len(tokens), lambda: self.tokenizer.decode(tokens, skip_special_tokens=False))
 
     def _encode(self, text: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
-        fewest = self.tokenizer.fewest_tokens(text)
+        fewest = self.tokenizer.fewest_tokens(text, max_tokens)
         if fewest > max_tokens:
             raise PromptTooLong(fewest)
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)

@@ -13,6 +13,7 @@ from common.model_files import ModelError
 from gateway.text.detokenizer import Detokenizer, TokenPieces
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+_CHARACTERS_PER_TOKEN = 8  # hardly any text has as many
 _CONFIG_FILES = ("special_tokens_map.json", "tokenizer_config.json")  # the later one wins
 
 
@@ -50,9 +51,13 @@ class Tokenizer:
         [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding.ids
 
-    def fewest_tokens(self, text: str) -> int:
-        """A lower bound, got without encoding: encoding megabytes takes a thread for half a minute."""
-        return len(text) // self._longest
+    def fewest_tokens(self, text: str, enough: int) -> int:
+        """A lower bound, got without encoding much more than `enough` tokens: megabytes take a second and more."""
+        fewest, beginning = len(text) // self._longest, text[: _CHARACTERS_PER_TOKEN * enough]
+        if fewest > enough or len(beginning) == len(text):
+            return fewest
+        # Where the text is cut, a token may become as many as it has bytes.
+        return max(fewest, len(self.encode(beginning, add_special_tokens=False)) - self._longest)
 
     def decode(self, tokens: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `tokens`."""
