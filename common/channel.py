@@ -57,11 +57,11 @@ class LocalChannel:
 
 
 def growing_pauses(longest_s: float = BUSY_PAUSE_S) -> Iterator[float]:
-    """Between looks for what may come at any time: seconds, from short ones on."""
+    """Between looks for what may come at any time: seconds, from short ones on, up to 3 % of the whole wait."""
     pause_s = FIRST_PAUSE_S
     while True:
         yield pause_s
-        pause_s = min(pause_s * 1.2, longest_s)
+        pause_s = min(pause_s * 1.03, longest_s)
 
 
 def receive(

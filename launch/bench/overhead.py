@@ -3,7 +3,10 @@
 import asyncio
 import json
 import statistics
+import time
 from dataclasses import dataclass
+from http.client import HTTPConnection
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -60,7 +63,7 @@ class OverheadBench:
         async with Client(url) as client:
             await client.prepare()
             await Load(client, _WARM_UP, seed=1).closed_loop(4)
-            total_s, computing_s = await self._first_tokens(client, url)
+            total_s, computing_s = self._first_tokens(url)
             before = read_metrics(url)
             with tqdm(total=self.load, desc=f"{self.clients} clients", leave=False) as bar:
                 result = await Load(client, make_requests("mix", self.load), 0, bar.update).closed_loop(self.clients)
@@ -79,12 +82,27 @@ class OverheadBench:
             / sum(sample.output_tokens for sample in result.samples),
         }
 
-    async def _first_tokens(self, client: Client, url: str) -> tuple[list[float], list[float]]:
+    def _first_tokens(self, url: str) -> tuple[list[float], list[float]]:
         """Seconds until the only token of each request, and those of them in which the last stage computed."""
+        address = urlsplit(url)
+        assert address.hostname is not None
+        connection = HTTPConnection(address.hostname, address.port)
         total_s, computing_s = [], []
         for _ in tqdm(range(self.requests), desc="one token", leave=False):
             before = read_metrics(url)
-            sample = await client.complete(_PROMPT, 1)
-            total_s.append(sample.ttft_s)
+            total_s.append(_first_token_s(connection, f"{address.path}/completions"))
             computing_s.append(increase(before, read_metrics(url))["skipjoin_compute_seconds_total"])
+        connection.close()
         return total_s, computing_s
+
+
+def _first_token_s(connection: HTTPConnection, path: str) -> float:
+    """By the plainest of clients, so that little of it is the client's."""
+    body = json.dumps({"prompt": _PROMPT, "max_tokens": 1, "temperature": 0, "stream": True})
+    start = time.perf_counter()
+    connection.request("POST", path, body, {"content-type": "application/json"})
+    response = connection.getresponse()
+    assert response.readline().startswith(b"data: {"), response.status
+    seconds = time.perf_counter() - start
+    response.read()
+    return seconds
