@@ -4,6 +4,7 @@
 // The matrix lies in panels of PANEL columns, [panels][ins][PANEL]: what a tile needs of it follows one another. All
 // arithmetic is fp32, and every number is summed from the first input to the last, however many rows, columns and
 // threads compute at once: a row's product has the same bits in any batch.
+#include <stdbool.h>
 #include <stdlib.h>
 
 #include "vectors.h"
@@ -32,9 +33,13 @@ typedef struct {  // a panel's numbers
 int64_t linear_width(void) { return WIDTH; }
 int64_t linear_group(void) { return GROUP; }
 
-INLINE Panel panel_at(const Linear *l, int64_t panel) {
+INLINE int64_t panel_bytes(const Linear *l) {
     static const int64_t sizes[] = {sizeof(float), sizeof(uint16_t), sizeof(int8_t)};
-    return (Panel){(const char *)l->matrix + panel * l->ins * PANEL * sizes[l->type],
+    return l->ins * PANEL * sizes[l->type];
+}
+
+INLINE Panel panel_at(const Linear *l, int64_t panel) {
+    return (Panel){(const char *)l->matrix + panel * panel_bytes(l),
                    l->scales + panel * ratio_up(l->ins, GROUP) * PANEL};
 }
 
@@ -46,8 +51,10 @@ INLINE Vec weights(enum Type type, const void *matrix, int64_t index, Vec scale)
     return from_bytes((const int8_t *)matrix + index) * scale;
 }
 
-// out[row][column] = x[row] . column. All but the pointers are constants where it is inlined.
-INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Panel panel, const float *x, Vec *out) {
+// out[row][column] = x[row] . column. All but the pointers are constants where it is inlined. ahead: memory to ask for
+// meanwhile, `step` bytes with each input, or none.
+INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Panel panel, const float *x, Vec *out,
+                     const char *ahead, int64_t step) {
     const int columns = 2 * panels;
     const int64_t ins = l->ins, next = ins * PANEL, next_scales = ratio_up(ins, GROUP) * PANEL;
     Vec sums[ROWS][2 * MOST_PANELS], scales[2 * MOST_PANELS];
@@ -59,6 +66,7 @@ INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Pane
                 scales[c] = from_floats(panel.scales + c / 2 * next_scales + first / GROUP * PANEL + c % 2 * WIDTH);
         const int64_t end = type == INT8 ? smaller(first + GROUP, ins) : ins;
         for (int64_t k = first; k < end; k++) {
+            if (ahead) __builtin_prefetch(ahead + k * step, 0, 2);
             Vec column[2 * MOST_PANELS];
             UNROLLED for (int c = 0; c < columns; c++)
                 column[c] = weights(type, panel.matrix, c / 2 * next + k * PANEL + c % 2 * WIDTH, scales[c]);
@@ -98,15 +106,16 @@ static void finish(const Linear *l, int64_t rows, int64_t columns, int64_t index
     }
 }
 
-typedef void Tile(const Linear *, Panel, const float *, Vec *);
+typedef void Tile(const Linear *, Panel, const float *, Vec *, const char *, int64_t);
 typedef struct {
     int64_t rows, panels;
     Tile *of[3];  // by type
 } Shape;
 
-#define TILE(type, rows, panels)                                                                            \
-    static void tile_##type##_##rows##_##panels(const Linear *l, Panel panel, const float *x, Vec *sums) { \
-        multiply(type, rows, panels, l, panel, x, sums);                                                    \
+#define TILE(type, rows, panels)                                                                          \
+    static void tile_##type##_##rows##_##panels(const Linear *l, Panel panel, const float *x, Vec *sums, \
+                                                const char *ahead, int64_t step) {                       \
+        multiply(type, rows, panels, l, panel, x, sums, ahead, step);                                     \
     }
 #define TILES(rows, panels) TILE(FP32, rows, panels) TILE(BF16, rows, panels) TILE(INT8, rows, panels)
 #define SHAPE(rows, panels) \
@@ -143,18 +152,25 @@ static void unpack(const Linear *l, Panel panel, float *memory) {
 }
 
 // Some rows times a panel, or several that a tile takes at once. memory: to unpack it where that is worth it, or none.
-static int64_t multiply_run(const Linear *l, int64_t index, int64_t panels, int64_t rows, const float *x,
+// next: the panel that is likely to follow. The first tile still waits for memory; those after it ask for that panel, so
+// that its own first tile need not. A line with each input is more than memory can send: fp32 is spread over two tiles.
+static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_t panels, int64_t rows, const float *x,
                             const float *add, float *out, float *memory) {
     Vec sums[2 * ROWS + 2 * MOST_PANELS];
     Panel panel = panel_at(l, index);
     const Shape *shape = next_shape(rows, panels);
+    const int64_t parts = smaller(ratio_up(rows, ROWS) - 1, l->type == FP32 ? 2 : 1);
+    const char *ahead = panel_at(l, next).matrix;
     if (memory) {
         unpack(l, panel, memory);
         panel.matrix = memory;
     }
-    for (int64_t r = 0; r < rows; r += shape->rows) {
+    for (int64_t r = 0, tile = 0; r < rows; r += shape->rows, tile++) {
+        const bool asks = 0 < tile && tile <= parts;
         shape = next_shape(rows - r, shape->panels);
-        shape->of[memory ? FP32 : l->type](l, panel, x + r * l->ins, sums);
+        shape->of[memory ? FP32 : l->type](l, panel, x + r * l->ins, sums,
+                                           asks ? ahead + (tile - 1) * panel_bytes(l) / parts : NULL,
+                                           asks ? panel_bytes(l) / l->ins / parts : 0);
         finish(l, shape->rows, 2 * shape->panels, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
     }
     return shape->panels;
@@ -190,9 +206,9 @@ void linear(const Linear *l, const float *x, int64_t rows, const float *add, flo
         for (int64_t item = 0; item < chunks * runs; item++) {
             const int64_t r = item / runs * chunk;
             int64_t p = item % runs * together;
-            const int64_t end = smaller(p + together, panels);
+            const int64_t end = smaller(p + together, panels), next = (item + threads) % runs * together;
             while (p < end)
-                p += multiply_run(l, p, end - p, smaller(chunk, rows - r), (l->norm ? normalized : x) + r * ins,
+                p += multiply_run(l, p, next, end - p, smaller(chunk, rows - r), (l->norm ? normalized : x) + r * ins,
                                   add ? add + r * outs : NULL, out + r * outs, memory);
         }
         free(memory);
