@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import NamedTuple
 
 from common.config import Config
 from common.records import Entry, Logprobs, Plan, Result
@@ -29,8 +30,7 @@ from gateway.scheduling.queue import JobQueue, merge
 from gateway.scheduling.turn import Turn
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What an iteration did for one job."""
 
     job: Job
@@ -39,8 +39,7 @@ class Outcome:
     logprobs: Logprobs | None  # of the token, where they were asked for
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
+class _Share(NamedTuple):
     """What a plan computes of a job."""
 
     tokens: int
@@ -171,9 +170,11 @@ class Scheduler:
         uploads, entries, batch = list[tuple[int, int]](), list[Entry](), dict[Job, _Share]()
         for job, count in turn.batch.items():
             uploads += self._start(job, now)
-            entries.append(entry_of(job, count))
-            batch[job] = share = _Share(count, job.prefills, gives=count == job.pending)
-            job.depart(count, gives=share.gives)
+            entry = entry_of(job, count)
+            gives = entry.sampling is not None
+            entries.append(entry)
+            batch[job] = _Share(count, job.prefills, gives)
+            job.depart(count, gives=gives)
         moves = self._strategy.moves(turn, lambda: self._policy.outlook(self.queue, now))
         self._drop(moves.drop)
         self._hold(moves.upload)
