@@ -1,6 +1,7 @@
 """Rank 0: HTTP from the first moment, the engine beside it, progress while it loads, signals that drain."""
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -75,6 +76,7 @@ class _Gateway:
         self._engine.start()
         serving = asyncio.create_task(http.serve(sockets=[self._listener]))
         if await self._engine.until("ready", "draining", "lost") == "ready":
+            gc.freeze()  # What is there lives as long as the process; looking through it stopped all streams for 35 ms.
             self._announce()
         await self._engine.until("draining", "lost")
         await self._drain()
