@@ -189,6 +189,26 @@ def test_a_job_is_in_at_most_one_plan_and_the_pipeline_is_filled() -> None:
     assert len(first.entries) == len(second.entries) == 3
 
 
+def test_the_chunks_of_a_prompt_follow_each_other_through_the_stages() -> None:
+    run = drive(pipeline_parallel=2, prefill_chunk_tokens=4)
+    job = run.submit(1, prompt=10, output=2)
+    plans = [run.scheduler.plan(0.0), run.scheduler.plan(0.0)]
+    assert run.scheduler.plan(0.0) is None
+    assert run.scheduler.commit(Result(1, [None], 0.0, 0.0), 1.0) == []
+    plans.append(run.scheduler.plan(1.0))
+    assert run.scheduler.commit(Result(2, [None], 0.0, 0.0), 2.0) == []
+    assert run.scheduler.plan(2.0) is None  # What comes next is drawn by the last chunk, which is in flight.
+    entries = [plan.entries[0] for plan in plans if plan is not None]
+    assert [(entry.start, len(entry.tokens), entry.sampling is None) for entry in entries] == [
+        (0, 4, True),
+        (4, 4, True),
+        (8, 2, False),
+    ]
+    run.scheduler.commit(Result(3, [7], 0.0, 0.0), 3.0)
+    run.run()
+    assert (job.finish_reason, job.output) == ("length", [7, 7])
+
+
 def test_results_must_come_in_order() -> None:
     run = drive(pipeline_parallel=2)
     for job_id in range(2):

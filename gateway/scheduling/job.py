@@ -109,6 +109,16 @@ class Job:
         constraint = self.generation.constraint
         return not self.aborted and self.finish_reason is None and (constraint is None or constraint.ready)
 
+    def may_join(self, *, ahead: bool) -> bool:
+        """Whether the plans that it is in allow another one: what that computes is known, or will be just in time.
+
+        ahead: to the worker, which then has drawn what nobody else has seen.
+        """
+        if not self.in_flight:
+            return True
+        unseen = self.context > len(self.generation.prompt) + len(self.output)
+        return self.remaining > 0 and (ahead or not unseen)
+
     @property
     def pending(self) -> int:
         """Tokens to compute before it gets its next one, beside those that plans in flight compute."""

@@ -72,8 +72,10 @@ def make_policy(config: Config, cost: CostModel) -> Policy:
 
 
 class Scheduler:
-    """Holds all active jobs. At most `pipeline_parallel` plans are in flight, a job in at most one of them; but for one
-    that was planned ahead.
+    """Holds all active jobs. At most `pipeline_parallel` plans are in flight, and one that was made ahead.
+
+    A job that decodes is in at most one of them, and in that made ahead. One that prefills may be in all, chunk by
+    chunk: a stage computes the next chunk while later stages are at the one before.
     """
 
     def __init__(
@@ -234,7 +236,7 @@ class Scheduler:
     def _walk(self, *, ahead: bool = False) -> Turn:
         """Take jobs in policy order until the budget is spent. Changes no job's place and no block.
 
-        ahead: those in flight may be taken again, if they go on after it for all that is known.
+        ahead: also those whose next token is drawn by a plan in flight.
         """
         turn = Turn(
             jobs_left=self._batch_limit(),
@@ -246,7 +248,7 @@ class Scheduler:
         for job in merge(*self._runnable(turn)):
             if not turn.jobs_left:
                 break
-            if job.can_run and (not job.in_flight or (ahead and job.remaining > 0)):
+            if job.can_run and job.may_join(ahead=ahead):
                 self._fit(job, turn)
         return turn
 
@@ -276,7 +278,8 @@ class Scheduler:
         """With a pipeline, leave jobs for the other micro-batches: idle stages cost more than smaller batches."""
         if self._config.pipeline_parallel == 1:
             return self._config.max_batch_jobs
-        ready = len(self.queue) - sum(len(flight.batch) for flight in self._flights)
+        held = {job for flight in self._flights for job in flight.batch if not job.may_join(ahead=False)}
+        ready = len(self.queue) - len(held)
         slots = self._config.pipeline_parallel - self.num_in_flight
         return min(self._config.max_batch_jobs, -(-ready // slots))
 
