@@ -100,7 +100,8 @@ class Config:
     max_batch_tokens: int = 2048
     """Most tokens in one iteration."""
     prefill_chunk_tokens: int = 512
-    """Most prompt tokens in one iteration; longer prompts are computed in chunks. 0: as many as --max-batch-tokens."""
+    """Most prompt tokens in one iteration, divided by the stages; longer prompts are computed in chunks. 0: as many as
+    --max-batch-tokens."""
     plan_ahead: bool = True
     """Send a stage that is alone its next iteration before the result of the one that it computes is seen."""
     prefix_cache: bool = True

@@ -190,7 +190,7 @@ def test_a_job_is_in_at_most_one_plan_and_the_pipeline_is_filled() -> None:
 
 
 def test_the_chunks_of_a_prompt_follow_each_other_through_the_stages() -> None:
-    run = drive(pipeline_parallel=2, prefill_chunk_tokens=4)
+    run = drive(pipeline_parallel=2, prefill_chunk_tokens=8)
     job = run.submit(1, prompt=10, output=2)
     plans = [run.scheduler.plan(0.0), run.scheduler.plan(0.0)]
     assert run.scheduler.plan(0.0) is None

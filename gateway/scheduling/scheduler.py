@@ -103,6 +103,9 @@ class Scheduler:
         most_copies = int(cost.decode_s(config.max_batch_jobs) / cost.copy_s) if cost.copy_s else num_device_blocks
         memory = Memory(self.queue, self.ledger, self._arrivals, places, most_copies)
         self._strategy: KvStrategy = STRATEGIES[config.kv_strategy](memory)
+        # A stage is to have the next chunk while later stages are at the one before.
+        chunk = -(-config.prefill_chunk_tokens // config.pipeline_parallel)
+        self._prompt_tokens = chunk or config.max_batch_tokens  # in one iteration, at most
         self._flights: deque[_InFlight] = deque()
         self._seq = first_seq - 1
         self._num_started = 0
@@ -241,7 +244,7 @@ class Scheduler:
         turn = Turn(
             jobs_left=self._batch_limit(),
             tokens_left=self._config.max_batch_tokens,
-            prompt_tokens_left=self._config.prefill_chunk_tokens or self._config.max_batch_tokens,
+            prompt_tokens_left=self._prompt_tokens,
             blocks_left=self.ledger.device.num_free,
             cold_open=True,
         )
