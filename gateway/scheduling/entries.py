@@ -9,7 +9,8 @@ def entry_of(job: Job, count: int) -> Entry:
     """The next `count` of the job's pending tokens; with the last of them it draws. Its constraint is ready."""
     generation, start = job.generation, job.computed + job.coming
     tokens, blocks = job.tokens(start, start + count), list(job.device_blocks)
-    tokens += [UNSEEN] * (count - len(tokens))
+    if len(tokens) < count:
+        tokens.append(UNSEEN)
     scored = generation.prompt[start + 1 :][:count] if generation.prompt_logprobs else []
     if count < job.pending:  # not the last chunk
         return Entry(job.id, start, tokens, blocks, None, None, generation.logprobs, scored)

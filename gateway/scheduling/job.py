@@ -127,7 +127,7 @@ class Job:
     @property
     def prefills(self) -> bool:
         """Whether its next iteration computes more than the token that the last one gave it."""
-        return self.pending > 1 or self.context == len(self.generation.prompt)
+        return self.pending > 1 or (not self.output and self.context == len(self.generation.prompt))
 
     @property
     def remaining(self) -> int:

@@ -251,7 +251,7 @@ class Scheduler:
         for job in merge(*self._runnable(turn)):
             if not turn.jobs_left:
                 break
-            if job.can_run and job.may_join(ahead=ahead):
+            if job.can_run and (not job.in_flight or job.may_join(ahead=ahead)):
                 self._fit(job, turn)
         return turn
 
