@@ -330,7 +330,7 @@ class Scheduler:
         return Outcome(job, token, job.finish_reason, logprobs)
 
     def _is_held(self, job: Job) -> bool:
-        return job.in_flight or job.residence in (Residence.OFFLOADING, Residence.UPLOADING)
+        return job.in_flight > 0 or job.residence in (Residence.OFFLOADING, Residence.UPLOADING)
 
     def _remove(self, job: Job) -> None:
         self.ledger.release(job)
