@@ -187,6 +187,18 @@ def test_twins_that_hold_all_their_blocks_together_are_dropped_together() -> Non
     assert [twin.counts.recomputes > 0 for twin in twins] == [True, True]
 
 
+def test_twins_share_their_blocks_only_when_no_plan_reads_their_own_any_more() -> None:
+    run = drive(max_batch_jobs=2)
+    twins = [run.submit(job_id, 8, 3, cache_salt="") for job_id in range(2)]
+    run.scheduler.plan(0.0)
+    ahead = run.scheduler.plan_ahead(0.5)
+    assert ahead is not None
+    run.scheduler.commit(Result(1, [7, 7], 0.0, 0.0), 1.0)
+    assert [entry.blocks for entry in ahead.entries] == [twin.device_blocks for twin in twins]
+    run.scheduler.commit(Result(2, [7, 7], 0.0, 0.0), 2.0)
+    assert twins[0].device_blocks[:2] == twins[1].device_blocks[:2]
+
+
 def test_a_failed_job_leaves_nothing_behind_that_it_computed_last() -> None:
     run = drive()
     run.submit(1, 10, 1, cache_salt="")
