@@ -127,7 +127,9 @@ class Job:
     @property
     def prefills(self) -> bool:
         """Whether its next iteration computes more than the token that the last one gave it."""
-        return self.pending > 1 or (not self.output and self.context == len(self.generation.prompt))
+        # Not by `pending`: this is asked four times for each job in each iteration.
+        several = self.context - self.computed - self.coming > 1
+        return several or (not self.output and self.context == len(self.generation.prompt))
 
     @property
     def remaining(self) -> int:

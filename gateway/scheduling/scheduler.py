@@ -224,8 +224,9 @@ class Scheduler:
             if job.finish_reason is None:
                 next_s = self._cost.prefill_s(job.pending) if job.prefills else decode_s
                 self.queue.rerank(job, self._policy.charge(job, elapsed_s, next_s, now))
-        for job in dict.fromkeys([*flight.batch, *flight.moves.offload, *flight.moves.upload]):
-            if (job.aborted or job.finish_reason) and not self._is_held(job):
+        touched = (*flight.batch, *flight.moves.offload, *flight.moves.upload)
+        for job in dict.fromkeys(job for job in touched if job.aborted or job.finish_reason):
+            if not self._is_held(job):
                 self._remove(job)
         return outcomes
 
