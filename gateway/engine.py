@@ -78,7 +78,7 @@ class JobEngine:
         self._wake = threading.Event()
         self._constraints = Constraints(self._wake.set)
         self._pace = Pace()
-        self._begun: deque[float] = deque()  # when each plan in flight could, on the clock that pauses are slept by
+        self._begun: deque[float] = deque()  # when each plan in flight could begin, by the clock of pauses
         self._stopping = False
         self._closed = False  # nobody takes commands any more
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -10,7 +10,7 @@ _SLOWING = 1.02  # at most, from one iteration to the next
 
 
 class Pace:
-    """How long iterations take over what the profile says, by the quickest of late: those that only decode.
+    """How long iterations take over what the profile says, by the quickest of late.
 
     The profile may be of a busier hour, or of an idler one. Who believed it, and slept too long, would make it true.
     """

@@ -114,8 +114,6 @@ class Job:
 
         ahead: to the worker, which then has drawn what nobody else has seen.
         """
-        if not self.in_flight:
-            return True
         unseen = self.context > len(self.generation.prompt) + len(self.output)
         return self.remaining > 0 and (ahead or not unseen)
 
