@@ -1,21 +1,26 @@
 """The sampler against the definitions, written plainly over one row in numpy."""
 
 from collections import Counter
+from itertools import accumulate
 
 import numpy as np
 import pytest
 import torch
 from fakes_worker import DEVICES, GREEDY
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.records import Entry, Penalties, Sampling, Shaping
-from worker.sampler import sample, uniform
+from worker.sampler import invert, sample, uniform
 
 # Larger than the head that the sampler sorts, so that both ways are taken.
 VOCAB = 1000
+# Larger than the longer head as well, and no whole number of chunks.
+LARGE_VOCAB = 10_001
 
 
-def random_logits(rows: int, *, spread: float = 2.0, seed: int = 0) -> torch.Tensor:
-    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * spread
+def random_logits(rows: int, *, spread: float = 2.0, seed: int = 0, vocab: int = VOCAB) -> torch.Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * spread
 
 
 def sampling(**changes: float) -> Sampling:
@@ -27,9 +32,10 @@ def entry(sampling: Sampling, *, position: int = 1, shaping: Shaping | None = No
 
 
 def expected_token(logits: np.ndarray, sampling: Sampling, position: int) -> int:
-    """The definition: sort everything, cut by min_p, then top_k, then top_p, and invert the distribution."""
+    """The definition: sort if anything is cut, cut by min_p, then top_k, then top_p, and invert the distribution."""
     scaled = logits.astype(np.float64) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")
+    cut = sampling.min_p > 0 or 0 < sampling.top_k < len(logits) or sampling.top_p < 1
+    order = np.argsort(-scaled, kind="stable") if cut else np.arange(len(logits))
     p = np.exp(scaled[order] - scaled.max())
     p /= p.sum()
     p = p[p >= sampling.min_p * p[0]]
@@ -67,6 +73,40 @@ def test_filters_follow_their_definitions(changes: dict[str, float], device: str
     samplings = [sampling(seed=seed, **changes) for seed in range(64)]
     expected = [expected_token(row.numpy(), s, 5) for row, s in zip(logits, samplings, strict=True)]
     assert sample(logits.to(device), [entry(s, position=5) for s in samplings]) == expected
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("changes", [{}, {"top_k": 5000}, {"top_p": 0.9}, {"top_p": 0.9999}, {"min_p": 1e-6}], ids=str)
+def test_large_vocabularies_follow_the_definitions_too(changes: dict[str, float], device: str) -> None:
+    logits = random_logits(20, spread=1.0, vocab=LARGE_VOCAB)
+    samplings = [sampling(seed=seed, **changes) for seed in range(20)]
+    expected = [expected_token(row.numpy(), s, 5) for row, s in zip(logits, samplings, strict=True)]
+    assert sample(logits.to(device), [entry(s, position=5) for s in samplings]) == expected
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.0, 1e-30, 1e-9, 0.5, 1.0, 3.0]), min_size=1, max_size=700).filter(
+        lambda weights: max(weights) >= 0.5
+    ),
+    draws=st.lists(st.floats(0, 1, exclude_max=True) | st.sampled_from([0.0, 1 - 2**-53]), min_size=1, max_size=3),
+)
+def test_inverting_equals_walking_along_the_cumulative_distribution(weights: list[float], draws: list[float]) -> None:
+    row = torch.tensor(weights)
+    row /= row.sum()
+    units = [int(p * 2**52) for p in row.tolist()]
+    ends, total = list(accumulate(units)), sum(units)
+    expected = [next(token for token, end in enumerate(ends) if end > int(draw * total)) for draw in draws]
+    tokens = invert(row.repeat(len(draws), 1), torch.tensor(draws, dtype=torch.float64)).tolist()
+    assert tokens == expected
+    assert all(weights[token] > 0 for token in tokens)
+
+
+@pytest.mark.parametrize("allowed", [[0], [255, 256], [511], [999], [300, 301, 700]], ids=str)
+def test_the_least_and_the_greatest_draw_give_tokens_that_are_allowed(allowed: list[int]) -> None:
+    logits = torch.full((2, VOCAB), -torch.inf)
+    logits[:, allowed] = torch.tensor([0.1 * token for token in allowed]).sin()
+    tokens = invert(logits.softmax(1), torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64))
+    assert tokens.tolist() == [allowed[0], allowed[-1]]
 
 
 def test_temperature_zero_takes_the_most_likely_token() -> None:
@@ -109,12 +149,41 @@ def test_frequencies_follow_the_probabilities(changes: dict[str, float]) -> None
 
 
 def test_a_draw_is_the_same_again_and_does_not_depend_on_the_others_in_the_batch() -> None:
-    logits = random_logits(6)
+    logits = random_logits(6, vocab=49_152)
     entries = [entry(sampling(seed=i, **FILTERS[i]), position=10 + i) for i in range(6)]
     together = sample(logits.clone(), entries)
     alone = [sample(logits[i : i + 1].clone(), entries[i : i + 1])[0] for i in range(6)]
     backwards = sample(logits.flip(0).clone(), entries[::-1])
     assert together == alone == backwards[::-1]
+
+
+def test_what_a_draw_inverts_is_the_same_bits_alone_and_by_any_number_of_threads() -> None:
+    logits = random_logits(64, vocab=49_152)
+    draws = torch.tensor([uniform(seed, 1) for seed in range(64)], dtype=torch.float64)
+    together = invert(logits.softmax(1), draws)
+    alone = [int(invert(row.unsqueeze(0).softmax(1), draw.view(1))) for row, draw in zip(logits, draws, strict=True)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads % 2 + 1)
+        assert torch.equal(invert(logits.softmax(1), draws), together)
+    finally:
+        torch.set_num_threads(threads)
+    assert together.tolist() == alone
+
+
+def test_all_kinds_of_rows_are_drawn_as_they_would_be_by_themselves() -> None:
+    entries = [
+        entry(GREEDY),
+        entry(sampling(seed=1)),
+        entry(sampling(seed=2, top_p=0.8)),
+        entry(sampling(seed=3, temperature=2.0), shaping=Shaping(forbidden=[0, 1])),
+        entry(sampling(seed=4, top_k=3, temperature=0.1)),
+    ]
+    logits = random_logits(5)
+    logits[4, 3] = torch.nan
+    alone = [sample(logits[i : i + 1].clone(), entries[i : i + 1])[0] for i in range(5)]
+    assert sample(logits, entries) == alone
+    assert alone[4] is None
 
 
 def test_a_draw_does_not_depend_on_how_its_position_was_reached() -> None:

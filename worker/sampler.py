@@ -2,7 +2,8 @@
 
 No generator is shared and no state is kept, so a token is the same in any batch, on any device, after any preemption.
 The filters follow each other as in vLLM: what `worker/shaping.py` does, temperature, min_p, top_k, top_p, each on
-what the one before left, renormalized.
+what the one before left, renormalized. Where one of the last three cuts, tokens stand in order of probability when one
+is drawn; else in order of their ids, which needs no sort.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,12 @@ from common.records import Entry, Sampling
 from worker.shaping import shape
 from worker.transfer import Ints, to_device, to_host
 
-# The most likely tokens, enough for nearly every draw; the rest of the vocabulary is sorted only where they are not.
-_HEAD_TOKENS = 256
+# The most likely tokens: enough for nearly every draw, and for nearly every other one. Then the vocabulary is sorted.
+_HEAD_TOKENS, _LONGER_HEAD_TOKENS = 256, 4096
+# Tokens of which a draw sees the sum before it sees each: about the root of a vocabulary.
+_CHUNK_TOKENS = 256
+# Of a probability. Those of a row are fewer than 2^53, so fp64 can tell any two numbers of them apart.
+_UNITS = 2.0**52
 
 Floats = NDArray[np.float64]
 
@@ -31,20 +36,44 @@ def sample(logits: Tensor, entries: list[Entry]) -> list[int | None]:
     for row, entry in zip(logits, entries, strict=True):
         if entry.shaping is not None:
             shape(row, entry.shaping)
-    best = logits.max(1)
-    usable = finite & torch.isfinite(best.values)
-    random = [r for r, entry in enumerate(entries) if _sampling(entry).temperature > 0]
-    probabilities = _probabilities(logits, random, entries) if random else None
+    usable, drawn = finite & torch.isfinite(logits.amax(1)), _likeliest(logits)
+    whole, cut = _random_rows(entries, logits.shape[1])
+    if whole:
+        draws = to_device(np.array([_draw_of(entries[r]) for r in whole]), logits.device)
+        drawn[to_device(np.array(whole), logits.device)] = invert(_probabilities(logits, whole, entries), draws)
+    probabilities = _probabilities(logits, cut, entries) if cut else None
     # What was launched up to here is fetched together, so that a GPU is waited for once.
-    can, likeliest, *head = to_host(usable, best.indices, *(() if probabilities is None else _head(probabilities)))
-    tokens: list[int | None] = [t if ok else None for t, ok in zip(likeliest.tolist(), can.tolist(), strict=True)]
-    rows = [i for i, r in enumerate(random) if can[r]]  # of those that are drawn from
-    if probabilities is not None and rows:
-        values, ids = head
-        drawn = _sample_rows(probabilities, values, ids, np.array(rows), [entries[random[i]] for i in rows])
-        for i, token in zip(rows, drawn, strict=True):
-            tokens[random[i]] = token
-    return tokens
+    head = () if probabilities is None else _ranked(probabilities, _HEAD_TOKENS)
+    can, tokens, *ranked = to_host(usable, drawn, *head)
+    rows = np.array([i for i, r in enumerate(cut) if can[r]], dtype=np.int64)
+    if probabilities is not None and len(rows):
+        places, (values, ids) = np.array(cut)[rows], ranked
+        tokens[places] = _sample_rows(probabilities, rows, values[rows], ids[rows], [entries[r] for r in places])
+    return [token if ok else None for token, ok in zip(tokens.tolist(), can.tolist(), strict=True)]
+
+
+def invert(probabilities: Tensor, draws: Tensor) -> Tensor:
+    """Invert the cumulative distribution in order of ids: a token per row, never one whose probability is 0.
+
+    probabilities: fp32 [rows, vocab] with sums of about 1, overwritten; a row of NaN gives any token. draws: fp64
+    [rows] in [0, 1). Sums are of whole numbers, hence the same in any order: no device and no batch can change them.
+    """
+    rows, vocab = probabilities.shape
+    units = probabilities.new_zeros(rows, -(-vocab // _CHUNK_TOKENS), _CHUNK_TOKENS, dtype=torch.int64)
+    units.view(rows, -1)[:, :vocab] = probabilities.mul_(_UNITS)
+    chunks = units.sum(2)
+    # Less than the sum, also when rounded: a draw is at most 1 - 2^-53.
+    unit = (draws * chunks.sum(1)).long()
+    chunk, unit = _place(chunks, unit)
+    place, _ = _place(units[torch.arange(rows, device=units.device), chunk], unit)
+    return chunk * _CHUNK_TOKENS + place
+
+
+def _place(counts: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """In which of the `counts`, [rows, places], every row's unit is, and its number there. Garbage gives some place."""
+    ends = counts.cumsum(1)
+    place = (ends[:, :-1] <= unit.unsqueeze(1)).sum(1)
+    return place, unit - (ends - counts).gather(1, place.unsqueeze(1)).squeeze(1)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -72,12 +101,11 @@ class _Filters:
     @classmethod
     def of(cls, entries: list[Entry], vocab: int) -> "_Filters":
         samplings = [_sampling(entry) for entry in entries]
-        positions = [entry.start + len(entry.tokens) for entry in entries]  # of the token that is drawn
         return cls(
             min_p=np.array([[s.min_p] for s in samplings]),
             top_k=np.array([[min(s.top_k or vocab, vocab)] for s in samplings]),
             top_p=np.array([[s.top_p] for s in samplings]),
-            draw=np.array([[uniform(s.seed, p)] for s, p in zip(samplings, positions, strict=True)]),
+            draw=np.array([[_draw_of(entry)] for entry in entries]),
             vocab=vocab,
         )
 
@@ -90,52 +118,72 @@ def _sampling(entry: Entry) -> Sampling:
     return entry.sampling
 
 
+def _draw_of(entry: Entry) -> float:
+    return uniform(_sampling(entry).seed, entry.start + len(entry.tokens))  # the position of the token that is drawn
+
+
+def _random_rows(entries: list[Entry], vocab: int) -> tuple[list[int], list[int]]:
+    """The rows whose temperatures are not 0: those that draw from the whole vocabulary, and those with filters."""
+    whole: list[int] = []
+    cut: list[int] = []
+    for row, sampling in enumerate(map(_sampling, entries)):
+        if sampling.temperature > 0:
+            filtered = sampling.min_p > 0 or 0 < sampling.top_k < vocab or sampling.top_p < 1
+            (cut if filtered else whole).append(row)
+    return whole, cut
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """The token of the largest logit, [entries]; of equal ones the first."""
+    if logits.device.type == "cpu":
+        return torch.from_numpy(logits.numpy().argmax(1))  # numpy's takes a fifth of the time of torch's
+    return logits.argmax(1)
+
+
 def _probabilities(logits: Tensor, rows: list[int], entries: list[Entry]) -> Tensor:
-    """Of `rows`, whose temperatures are not 0: [rows, vocab]."""
+    """Of `rows`, at least one, whose temperatures are not 0: [rows, vocab]."""
     temperatures = np.array([[_sampling(entries[r]).temperature] for r in rows], dtype=np.float32)
-    own = logits[to_device(np.array(rows), logits.device)]
-    # Less the maximum before the division: a tiny temperature must not overflow.
-    return own.sub_(own.amax(1, keepdim=True)).div_(to_device(temperatures, logits.device)).softmax(1)
+    own = logits if len(rows) == len(logits) else logits[to_device(np.array(rows), logits.device)]
+    if (temperatures != 1).any():
+        # Less the maximum before the division: a tiny temperature must not overflow.
+        own = own.sub_(own.amax(1, keepdim=True)).div_(to_device(temperatures, logits.device))
+    return own.softmax(1)
 
 
-def _head(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """The most likely tokens in order: probabilities and ids, [rows, head]. Equal ones are ordered by id."""
-    values, ids = probabilities.topk(min(_HEAD_TOKENS, probabilities.shape[1]), dim=1, sorted=False)
+def _ranked(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The most likely tokens in order: probabilities and ids, [rows, count]. Equal ones are ordered by id."""
+    if count >= probabilities.shape[1]:
+        values, ids = probabilities.sort(dim=1, descending=True, stable=True)
+        return values, ids
+    values, ids = probabilities.topk(count, dim=1, sorted=False)
     ids, order = ids.sort(dim=1)
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     return values, ids.gather(1, order)
 
 
 def _sample_rows(
-    probabilities: Tensor, head: NDArray[np.float32], ids: Ints, rows: Ints, entries: list[Entry]
-) -> list[int]:
-    """Draw from `rows` of probabilities and of their head, one token per entry."""
+    probabilities: Tensor, rows: Ints, values: NDArray[np.float32], ids: Ints, entries: list[Entry]
+) -> Ints:
+    """Draw from `rows` of probabilities, one token per entry. values, ids: the heads of these rows."""
     vocab = probabilities.shape[1]
-    filters, ranked = _Filters.of(entries, vocab), head[rows].astype(np.float64)
-    tokens, decided = _draw(ranked, ids[rows], _sure(ranked, vocab), filters)
-    (open_rows,) = np.nonzero(~decided)
-    if len(open_rows):
-        undecided = probabilities[to_device(rows[open_rows], probabilities.device)]
-        values, ids = to_host(*undecided.sort(dim=1, descending=True, stable=True))
-        everything = np.full((len(open_rows), 1), vocab)
-        tokens[open_rows], _ = _draw(values.astype(np.float64), ids, everything, filters.take(open_rows))
-    return [int(token) for token in tokens]
+    filters = _Filters.of(entries, vocab)
+    tokens, decided = _draw(values.astype(np.float64), ids, filters)
+    for count in (_LONGER_HEAD_TOKENS, vocab):
+        (left,) = np.nonzero(~decided)
+        if not len(left):
+            break
+        undecided = probabilities[to_device(rows[left], probabilities.device)]
+        values, ids = to_host(*_ranked(undecided, count))
+        tokens[left], decided[left] = _draw(values.astype(np.float64), ids, filters.take(left))
+    return tokens
 
 
-def _sure(head: Floats, vocab: int) -> Ints:
-    """How many ranks have the token that a full sort gives them, [rows, 1].
-
-    The last value of a head may go on behind it, in ids that were left out: such tokens are not sure.
-    """
-    return np.full((len(head), 1), vocab) if head.shape[1] == vocab else _count(head > head[:, -1:])
-
-
-def _draw(ranked: Floats, ids: Ints, sure: Ints, filters: _Filters) -> tuple[Ints, NDArray[np.bool_]]:
+def _draw(ranked: Floats, ids: Ints, filters: _Filters) -> tuple[Ints, NDArray[np.bool_]]:
     """Invert the cumulative distribution over what the filters leave of `ranked`, [rows, ranks] in falling order.
 
-    Only the first `sure` ranks ([rows, 1]) have a sure token. Returns tokens, and whether the ranks were enough to
-    decide them, both [rows].
+    Returns tokens, and whether the ranks were enough to decide them, both [rows].
     """
+    sure = _sure(ranked, filters.vocab)
     cumulative = ranked.cumsum(1)  # fp64, so that a head has the same sums as the whole
 
     def mass(count: Ints) -> Floats:  # of the first `count` ranks, or of the whole vocabulary
@@ -150,6 +198,14 @@ def _draw(ranked: Floats, ids: Ints, sure: Ints, filters: _Filters) -> tuple[Int
     rank = np.minimum(_count(cumulative <= filters.draw * mass(nucleus)), nucleus - 1)
     tokens = np.take_along_axis(ids, np.minimum(rank, ids.shape[1] - 1), 1)
     return tokens[:, 0], (known & (rank < sure))[:, 0]
+
+
+def _sure(ranked: Floats, vocab: int) -> Ints:
+    """How many ranks have the token that a full sort gives them, [rows, 1].
+
+    The last value of a head may go on behind it, in ids that were left out: such tokens are not sure.
+    """
+    return np.full((len(ranked), 1), vocab) if ranked.shape[1] == vocab else _count(ranked > ranked[:, -1:])
 
 
 def _count(flags: NDArray[np.bool_]) -> Ints:
