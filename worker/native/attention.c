@@ -50,7 +50,18 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
 INLINE Vec chosen(Ints mask, Vec yes, Vec no) { return (Vec)((mask & (Ints)yes) | (~mask & (Ints)no)); }
-INLINE Vec larger(Vec a, Vec b) { return chosen(a < b, b, a); }  // a where it is no number
+#ifdef __AVX2__
+INLINE Vec larger(Vec a, Vec b) { return _mm256_max_ps(b, a); }  // a where one is no number
+#else
+INLINE Vec larger(Vec a, Vec b) { return chosen(a < b, b, a); }
+#endif
+
+// The largest of x, in all places.
+INLINE Vec largest(Vec x) {
+    x = larger(x, SHUFFLE(x, x, 4, 5, 6, 7, 0, 1, 2, 3));
+    x = larger(x, SHUFFLE(x, x, 2, 3, 0, 1, 6, 7, 4, 5));
+    return larger(x, SHUFFLE(x, x, 1, 0, 3, 2, 5, 4, 7, 6));
+}
 
 // The sums of a, b, c and d, in this order; the last four numbers mean nothing.
 INLINE Vec totals(Vec a, Vec b, Vec c, Vec d) {
@@ -83,11 +94,20 @@ INLINE Vec exponential(Vec x) {
     return y * (Vec)((__builtin_convertvector(n, Ints) + 127) << 23);
 }
 
-// scores[query][slot] = q[query] . keys[slot]; both counts are constants where this is inlined.
-INLINE void score(int queries, int slots, const float *q, const float *keys, int64_t dim, float (*scores)[TILE]) {
+// Asks memory for 32 numbers that are needed soon.
+INLINE void ask_for(const float *numbers) {
+    __builtin_prefetch(numbers);
+    __builtin_prefetch(numbers + LINE);
+}
+
+// scores[query][slot] = q[query] . keys[slot]. Both counts are constants where this is inlined; so is whether memory
+// is asked meanwhile for as many numbers at `next`.
+INLINE void score(int queries, int slots, const float *q, const float *keys, int64_t dim, float (*scores)[TILE],
+                  int asking, const float *next) {
     Vec sums[QUERIES][SLOTS] = {0};
     for (int64_t d = 0; d < dim; d += WIDTH) {
         Vec key[SLOTS];
+        if (asking) ask_for(next + SLOTS * d);
         UNROLLED for (int s = 0; s < slots; s++) key[s] = *(const Vec *)(keys + s * dim + d);
         UNROLLED for (int i = 0; i < queries; i++) {
             const Vec query = *(const Vec *)(q + i * dim + d);
@@ -100,63 +120,70 @@ INLINE void score(int queries, int slots, const float *q, const float *keys, int
     }
 }
 
-// out[query] = factors[query] * out[query] + weights[query] . values, some columns of it.
-INLINE void weigh(int queries, int columns, int64_t slots, float (*weights)[TILE], const float *factors,
-                  const float *values, int64_t dim, float *out) {
+// out[query] = factors[query] * out[query] + weights[query] . values, some columns of it. It asks as `score` does.
+INLINE void weigh(int queries, int columns, int64_t slots, float (*weights)[TILE], const Vec *factors,
+                  const float *values, int64_t dim, float *out, int asking, const float *next) {
     Vec sums[QUERIES][COLUMNS] = {0};
     for (int64_t s = 0; s < slots; s++) {
-        Vec value[COLUMNS];
-        UNROLLED for (int c = 0; c < columns; c++) value[c] = *(const Vec *)(values + s * dim + c * WIDTH);
-        UNROLLED for (int i = 0; i < queries; i++)
-            UNROLLED for (int c = 0; c < columns; c++) sums[i][c] = fused(value[c], spread(weights[i][s]), sums[i][c]);
+        Vec weight[QUERIES];
+        if (asking) ask_for(next + s * COLUMNS * WIDTH);
+        UNROLLED for (int i = 0; i < queries; i++) weight[i] = spread(weights[i][s]);
+        UNROLLED for (int c = 0; c < columns; c++) {
+            const Vec value = *(const Vec *)(values + s * dim + c * WIDTH);
+            UNROLLED for (int i = 0; i < queries; i++) sums[i][c] = fused(value, weight[i], sums[i][c]);
+        }
     }
     UNROLLED for (int i = 0; i < queries; i++)
         UNROLLED for (int c = 0; c < columns; c++) {
             Vec *sum = (Vec *)(out + i * dim + c * WIDTH);
-            *sum = fused(*sum, spread(factors[i]), sums[i][c]);
+            *sum = fused(*sum, factors[i], sums[i][c]);
         }
 }
 
+// x at places that a query sees, low <= first + place < high, else -inf.
+INLINE Vec seen(Vec x, int first, int64_t low, int64_t high) {
+    const Ints place = (Ints){0, 1, 2, 3, 4, 5, 6, 7} + first;
+    const Ints after = place >= (int32_t)smaller(low, TILE), before = place < (int32_t)larger_of(high, 0);
+    return chosen(after & before, x, spread(-INFINITY));
+}
+
 // Scores become weights relative to the highest score so far, and nothing where a query does not see the slot; returns
-// what earlier weights are worth now.
-INLINE float soften(float *scores, int64_t low, int64_t high, float *highest, float *sum) {
-    for (int64_t s = 0; s < smaller(low, TILE); s++) scores[s] = -INFINITY;
-    for (int64_t s = larger_of(high, 0); s < TILE; s++) scores[s] = -INFINITY;
-    const Vec left = *(Vec *)scores, right = *(Vec *)(scores + WIDTH), tops = larger(left, right);
-    float top = *highest, added = 0.0f;
-    UNROLLED for (int i = 0; i < WIDTH; i++) top = tops[i] > top ? tops[i] : top;
-    const Vec least = {0}, seen_left = exponential(left - top), seen_right = exponential(right - top);
-    *(Vec *)scores = chosen(left == spread(-INFINITY), least, seen_left);
-    *(Vec *)(scores + WIDTH) = chosen(right == spread(-INFINITY), least, seen_right);
-    const Vec both = *(Vec *)scores + *(Vec *)(scores + WIDTH);
-    UNROLLED for (int i = 0; i < WIDTH; i++) added += both[i];
+// what earlier weights are worth now. sum: of the weights, by place.
+INLINE Vec soften(float *scores, int64_t low, int64_t high, float *highest, Vec *sum) {
+    Vec left = *(Vec *)scores, right = *(Vec *)(scores + WIDTH);
+    if (low > 0 || high < TILE) left = seen(left, 0, low, high), right = seen(right, WIDTH, low, high);
+    const Vec nothing = {0}, unseen = spread(-INFINITY), before = spread(*highest);
+    const Vec top = larger(before, largest(larger(left, right)));
+    left = chosen(left == unseen, nothing, exponential(left - top));
+    right = chosen(right == unseen, nothing, exponential(right - top));
+    *(Vec *)scores = left;
+    *(Vec *)(scores + WIDTH) = right;
     // Before the first slot that it sees there is nothing to be worth anything.
-    const float factor = *highest == -INFINITY ? 0.0f : exponential(spread(*highest - top))[0];
-    *sum = *sum * factor + added;
-    *highest = top;
+    const Vec factor = chosen(before == unseen, nothing, exponential(before - top));
+    *sum = fused(*sum, factor, left + right);
+    *highest = top[0];
     return factor;
 }
 
-// Goes on from a tile to the next. Memory is asked for the next tile's parts while this one's are computed: the
-// processor does not foresee the way from block to block. next: none if it was asked already.
-INLINE void attend_tile(int queries, const Tile *tile, const Tile *next, const float *q, int64_t dim,
-                        const int64_t *lows, const int64_t *highs, float *highest, float *sum, float *out) {
-    float weights[QUERIES][TILE], factors[QUERIES];
+// Goes on from a tile to the next. If `asking`, memory is asked for the next tile while this one is computed, since the
+// processor does not foresee the way from block to block; for little at a time, since a core waits for some 20 lines.
+INLINE void attend_tile(int queries, int asking, const Tile *tile, const Tile *next, const float *q, int64_t dim,
+                        const int64_t *lows, const int64_t *highs, float *highest, Vec *sum, float *out) {
+    float weights[QUERIES][TILE];
+    Vec factors[QUERIES];
     int64_t s = 0, d = 0;
-    for (; s + SLOTS <= tile->slots; s += SLOTS) {
-        for (int64_t i = s * dim; next && i < (s + SLOTS) * dim; i += LINE) __builtin_prefetch(next->keys + i);
-        score(queries, SLOTS, q, tile->keys + s * dim, dim, (float (*)[TILE])(weights[0] + s));
-    }
-    for (; s < tile->slots; s++) score(queries, 1, q, tile->keys + s * dim, dim, (float (*)[TILE])(weights[0] + s));
+#define SCORE(slots, asking) \
+    score(queries, slots, q, tile->keys + s * dim, dim, (float (*)[TILE])(weights[0] + s), asking, next->keys + s * dim)
+    for (; s + SLOTS <= tile->slots; s += SLOTS) SCORE(SLOTS, asking);
+    for (; s < tile->slots; s++) SCORE(1, 0);
     UNROLLED for (int i = 0; i < queries; i++)
         factors[i] = soften(weights[i], lows[i] - tile->first, smaller(highs[i] - tile->first, tile->slots),
                             highest + i, sum + i);
-    for (; d + COLUMNS * WIDTH <= dim; d += COLUMNS * WIDTH) {
-        for (s = 0; next && s < tile->slots; s++)
-            for (int i = 0; i < COLUMNS * WIDTH; i += LINE) __builtin_prefetch(next->values + s * dim + d + i);
-        weigh(queries, COLUMNS, tile->slots, weights, factors, tile->values + d, dim, out + d);
-    }
-    for (; d < dim; d += WIDTH) weigh(queries, 1, tile->slots, weights, factors, tile->values + d, dim, out + d);
+#define WEIGH(columns, asking)                                                                     \
+    weigh(queries, columns, tile->slots, weights, factors, tile->values + d, dim, out + d, asking, \
+          next->values + d * tile->slots)
+    for (; d + COLUMNS * WIDTH <= dim; d += COLUMNS * WIDTH) WEIGH(COLUMNS, asking);
+    for (; d < dim; d += WIDTH) WEIGH(1, 0);
 }
 
 INLINE const float *slot_at(const Batch *batch, const Run *run, int64_t head, const float *pool, int64_t slot) {
@@ -180,40 +207,44 @@ static void attend_run(const Batch *batch, const Run *run, int64_t head, const f
                        float *out) {
     const int64_t dim = batch->head_dim, group = batch->group, rows = run->count * group;
     const int64_t end = run->start + run->count;
-    float scaled[rows * dim], sums[rows * dim], highest[rows], total[rows];
+    float scaled[rows * dim], sums[rows * dim], highest[rows];
+    Vec total[rows];
     int64_t lows[rows], highs[rows];
     for (int64_t r = 0; r < rows; r++) {
         const float *query = q.numbers + (run->row + r / group) * q.stride + (head * group + r % group) * dim;
         for (int64_t d = 0; d < dim; d++) scaled[r * dim + d] = query[d] * scale;
         highest[r] = -INFINITY;
-        total[r] = 0.0f;
+        total[r] = (Vec){0};
         highs[r] = run->start + r / group + 1;
         lows[r] = larger_of(highs[r] - batch->window, 0);
     }
     memset(sums, 0, sizeof(sums));
-    Tile tile = tile_at(batch, run, head, pool, lows[0]);
-    while (tile.first < end) {
+    for (Tile tile = tile_at(batch, run, head, pool, lows[0]), next; tile.first < end; tile = next) {
         const int64_t after = tile.first + tile.slots;
-        const Tile next = after < end ? tile_at(batch, run, head, pool, after) : (Tile){.first = end};
-        const Tile *ask = after < end ? &next : NULL;
+        int asking = after < end;
+        next = asking ? tile_at(batch, run, head, pool, after) : (Tile){end, 0, tile.keys, tile.values};
         for (int64_t r = 0; r < rows; r += QUERIES) {
             const int64_t queries = smaller(QUERIES, rows - r);
             if (highs[r + queries - 1] <= tile.first || lows[r] >= after) continue;
-#define ATTEND(queries)                                                                                    \
-    attend_tile(queries, &tile, ask, scaled + r * dim, dim, lows + r, highs + r, highest + r, total + r, \
+#define ATTEND(queries, asking)                                                                                    \
+    attend_tile(queries, asking, &tile, &next, scaled + r * dim, dim, lows + r, highs + r, highest + r, total + r, \
                 sums + r * dim)
-            switch (queries) {
-                case 1: ATTEND(1); break;
-                case 2: ATTEND(2); break;
-                default: ATTEND(QUERIES);
+            switch (2 * queries + asking) {
+                case 2: ATTEND(1, 0); break;
+                case 3: ATTEND(1, 1); break;
+                case 4: ATTEND(2, 0); break;
+                case 5: ATTEND(2, 1); break;
+                case 2 * QUERIES: ATTEND(QUERIES, 0); break;
+                default: ATTEND(QUERIES, 1);
             }
-            ask = NULL;
+            asking = 0;
         }
-        tile = next;
     }
     for (int64_t r = 0; r < rows; r++) {
         float *to = out + ((run->row + r / group) * batch->kv_heads * group + head * group + r % group) * dim;
-        for (int64_t d = 0; d < dim; d++) to[d] = sums[r * dim + d] / total[r];
+        float weight = 0.0f;
+        UNROLLED for (int i = 0; i < WIDTH; i++) weight += total[r][i];
+        for (int64_t d = 0; d < dim; d++) to[d] = sums[r * dim + d] / weight;
     }
 }
 
