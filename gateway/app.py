@@ -9,8 +9,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response as HttpResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from common.config import Config
 from gateway.api.access_log import AccessLog
@@ -60,7 +60,7 @@ def create_app(
             Middleware(RequestIds),
             Middleware(AccessLog),
             Middleware(RequestCounter, metrics),
-            Middleware(CORSMiddleware, **_cross_origin(config)),
+            *([Middleware(CORSMiddleware, **_cross_origin(config))] if config.cors_origins else []),
             Middleware(Door, keys),
             Middleware(Idempotency, config.max_body_bytes),
         ],
@@ -86,15 +86,20 @@ def _routes(service: Service, registry: CollectorRegistry) -> Iterator[Route]:
     for operation in _operations(service, registry):
         endpoints.setdefault(operation.path, {})[operation.method] = operation.endpoint
     for path, by_method in endpoints.items():
-        yield Route(path, _by_method(by_method), methods=list(by_method))
-        yield Route(path + "/", _by_method(by_method), methods=list(by_method))
+        yield Route(path, _ByMethod(by_method), methods=list(by_method))
+        yield Route(path + "/", _ByMethod(by_method), methods=list(by_method))
 
 
-def _by_method(endpoints: dict[str, Endpoint]) -> Endpoint:
-    async def endpoint(request: Request) -> HttpResponse:
-        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+class _ByMethod:
+    """The endpoints of a path, as an application: Starlette wraps functions in a second handler of exceptions."""
 
-    return endpoint
+    def __init__(self, endpoints: dict[str, Endpoint]) -> None:
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        response = await self._endpoints[method](Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def _operations(service: Service, registry: CollectorRegistry) -> list[Operation]:

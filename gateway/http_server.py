@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import resource
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +14,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from common.config import Config
 from gateway.api.errors import ApiError, new_request_id
 
+log = logging.getLogger(__name__)
+
 MAX_HEAD_BYTES = 32 * 2**10  # request line and headers
 MAX_HEADERS = 100
 HEAD_TIMEOUT_S = 20.0  # from a connection's first moment, or a request's first byte, to the end of its headers
+SEND_TIMEOUT_S = 300.0  # a client that reads so little for so long has forgotten its answer
 LINGER_S = 2.0  # for a client that is still sending what nobody will read to see why
 _KEEP_ALIVE_S = 30  # longer than clients keep a connection, so that they do not use one that is being closed
 _CLOSE_TIMEOUT_S = 3
@@ -61,7 +65,7 @@ def raise_open_files_limit() -> None:
 
 
 class Connection(HttpToolsProtocol):
-    """A connection that ends when its client sends too much, or nothing, where headers are due."""
+    """A connection that ends when its client sends too much, or nothing, where headers are due; or reads nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -69,6 +73,7 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._refusal = ApiError(400, "This is not a request in HTTP/1.1.", code="invalid_http")
         self._deadline: asyncio.TimerHandle | None = None
+        self._send_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -76,6 +81,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
+        self._clear_send_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -89,6 +95,26 @@ class Connection(HttpToolsProtocol):
         # A single endless header reaches no callback of the parser, so it is counted here.
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(_head_too_large())
+
+    # ------------------------------------------------------------------------------------------ a client that is slow
+
+    def pause_writing(self) -> None:
+        """Much is written that the client has not read: whoever sends waits from now on."""
+        super().pause_writing()
+        self._send_deadline = self.loop.call_later(SEND_TIMEOUT_S, self._on_send_deadline)
+
+    def resume_writing(self) -> None:
+        self._clear_send_deadline()
+        super().resume_writing()
+
+    def _clear_send_deadline(self) -> None:
+        if self._send_deadline is not None:
+            self._send_deadline.cancel()
+            self._send_deadline = None
+
+    def _on_send_deadline(self) -> None:
+        log.warning("a client read next to nothing of its answer for %.0f s; dropped it", SEND_TIMEOUT_S)
+        self.transport.abort()
 
     # ------------------------------------------------------------------------------------------ the parser's callbacks
 

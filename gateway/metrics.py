@@ -4,6 +4,7 @@ The engine adds its own to the same registry.
 """
 
 import time
+from collections.abc import Awaitable
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -90,10 +91,10 @@ class RequestCounter:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def count(message: Message) -> None:
+        def count(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "none").rstrip("/")
                 self._metrics.requests.labels(route, str(message["status"])).inc()
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, count)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from fakes_gateway import WAIT_S, http_client, serving
+from fakes_gateway import WAIT_S, FakeEngine, http_client, serving
 
 from common.config import Config, ConfigError
 from gateway import http_server
@@ -48,6 +48,12 @@ def exchange(url: str, data: bytes) -> bytes:
     with connect(url) as connection:
         send(connection, data)
         return answer(connection)
+
+
+def stream_request(max_tokens: int = 10**6 - 10) -> bytes:
+    body = json.dumps({"prompt": "x", "max_tokens": max_tokens, "stream": True, "ignore_eos": True}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
 
 
 def refusal(raw: bytes) -> tuple[int, Any, dict[str, str]]:
@@ -154,6 +160,25 @@ def test_a_body_may_wait_to_be_asked_for(url: str) -> None:
         assert connection.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(b'{"prompt":"a"}')
         assert b"200 OK" in answer(connection)
+
+
+def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "SEND_TIMEOUT_S", 0.05)
+    engine = FakeEngine(max_context=10**6)
+    with serving(engine) as url, connect(url) as connection:
+        connection.sendall(stream_request())
+        assert engine.submitted.wait(WAIT_S)
+        assert engine.streams[0].aborted.wait(WAIT_S)
+
+
+def test_a_client_may_read_as_late_as_it_likes_while_little_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "SEND_TIMEOUT_S", 0.0)
+    engine = FakeEngine()
+    with serving(engine) as url, connect(url) as connection:
+        connection.sendall(stream_request(max_tokens=3))
+        assert engine.submitted.wait(WAIT_S)
+        assert engine.streams[0].aborted.wait(WAIT_S)  # as all jobs are in the end
+        assert b"[DONE]" in answer(connection)
 
 
 def test_the_server_does_not_say_what_it_is_made_of(url: str) -> None:

@@ -10,17 +10,9 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from fakes_gateway import NAME, FakeEngine, byte_text_model, client_of, http_client, serving
-from prometheus_client import CollectorRegistry
+from fakes_gateway import NAME, FakeEngine, client_of, http_client, serving
 
-from gateway.api import sse
-from gateway.api.choices import Choice, Choices
-from gateway.api.dialect import Chat, Letterhead
-from gateway.api.keys import EVERYBODY
-from gateway.generation import Failure, Generation
-from gateway.metrics import HttpMetrics
-from gateway.text.output.parser import PLAIN, OutputParser
-from gateway.text.stop_strings import StopStrings
+from gateway.generation import Failure
 
 HI: Any = [{"role": "user", "content": "hi"}]
 PATH = "/v1/chat/completions"
@@ -153,37 +145,6 @@ def test_the_client_reads_over_comments() -> None:
         opening.start()
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hi"
     opening.join()
-
-
-def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "SEND_TIMEOUT_S", 0.01)
-    engine = FakeEngine()
-    [jobs] = engine.submit([Generation(prompt=[1], max_tokens=5)])
-    choice = Choice(
-        0,
-        jobs,
-        detokenizer=byte_text_model().tokenizer.detokenizer(),
-        stops=StopStrings([]).matcher(),
-        parser=OutputParser(PLAIN),
-        meter=HttpMetrics(CollectorRegistry()).job("chat", EVERYBODY),
-    )
-    letterhead = Letterhead("id", "chat.completion.chunk", 1, NAME, "fp")
-    answer = sse.StreamedAnswer(Choices([choice], 1), Chat(), letterhead, include_usage=False, include_trace=False)
-
-    async def never(*_: Any) -> Any:
-        await asyncio.Event().wait()
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
-            await never()
-
-    async def serve() -> None:
-        await sse.StreamResponse(answer.events(), 10, answer.choices.abort)(
-            {"type": "http", "method": "POST"}, never, send
-        )
-
-    asyncio.run(serve())
-    assert jobs.aborted.is_set()
 
 
 def test_the_clients_stream_helper_accumulates_choices() -> None:

@@ -3,7 +3,7 @@
 import math
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import TypedDict
 
 import msgspec
@@ -163,10 +163,10 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = scope["skipjoin.request_id"] = _request_id(scope)
 
-        async def send_with_id(message: Message) -> None:
+        def send_with_id(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, send_with_id)
 

@@ -9,7 +9,7 @@ import hmac
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -133,12 +133,12 @@ def _with_limits(account: Account, send: Send) -> Send:
     if not limited:
         return send
 
-    async def send_with_limits(message: Message) -> None:
+    def send_with_limits(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             for name, bucket in limited.items():
                 _tell(headers, name, bucket)
-        await send(message)
+        return send(message)
 
     return send_with_limits
 

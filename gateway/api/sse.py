@@ -5,8 +5,6 @@ choice; the usage chunk, if asked for; `[DONE]`. Comments keep the connection al
 after one, clients would take a comment's blank line for an empty event.
 """
 
-import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,17 +13,14 @@ import msgspec
 from msgspec import UNSET
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from gateway.api.choices import Choice, Choices, GenerationFailed
 from gateway.api.dialect import Dialect, Letterhead
 from gateway.api.errors import generation_failed
 from gateway.text.output.parts import Part
 
-log = logging.getLogger(__name__)
-
 DONE = b"data: [DONE]\n\n"
-SEND_TIMEOUT_S = 300.0  # a client that reads nothing for so long has forgotten its stream
 
 _HEADERS = {"cache-control": "no-cache"}  # the others are sse-starlette's: content-type, x-accel-buffering
 
@@ -92,41 +87,31 @@ class StreamResponse(EventSourceResponse):
 
     def __init__(self, events: AsyncGenerator[bytes, None], ping_interval_s: float, on_end: Callable[[], None]) -> None:
         super().__init__(
-            events,
+            events,  # for the library; `_stream_response` reads them
             headers=_HEADERS,
             ping=ping_interval_s,
             ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
             sep="\n",
         )
+        self._events = events
         self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with asyncio.timeout(None) as timeout:
-                await super().__call__(scope, receive, _in_time(send, timeout))
-        except TimeoutError:
-            if not timeout.expired():
-                raise
-            log.warning("a client read nothing of its stream for %.0f s; dropped it", SEND_TIMEOUT_S)
+            await super().__call__(scope, receive, send)
         finally:
             # Here and not in the generator: one that was never started has no end.
             self._on_end()
 
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        """Overrides sse-starlette's, which opens a cancel scope for each event: a third of all that an event took."""
-        await send(message)
-
-
-def _in_time(send: Send, timeout: asyncio.Timeout) -> Send:
-    """`send`, with `timeout` running meanwhile."""
-    clock = asyncio.get_running_loop().time
-
-    async def send_in_time(message: Message) -> None:
-        timeout.reschedule(clock() + SEND_TIMEOUT_S)
-        await send(message)
-        timeout.reschedule(None)
-
-    return send_in_time
+    async def _stream_response(self, send: Send) -> None:
+        """Overrides sse-starlette's: what that does for each event beside sending it takes as long as sending it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._events) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        async with self._send_lock:  # no ping after the end
+            self.active = False
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _event(data: bytes) -> bytes:
