@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from fakes_worker import BLOCK_TOKENS, DEVICES, SPEC, make_cache
@@ -63,3 +66,13 @@ def test_the_host_pool_is_pinned_and_let_go_with_the_cache() -> None:
     assert not host.any()
     del cache
     assert not host.is_pinned()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="no huge pages")
+def test_a_pool_has_huge_pages_where_the_kernel_gives_them() -> None:
+    cache, smaps = make_cache(), Path("/proc/self/smaps").read_text()
+    mappings = re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ...([ps])(?:.*\n)+?VmFlags:(.*)", smaps, re.MULTILINE)
+    address = cache.device.data_ptr()
+    (found,) = [(kind, flags) for first, end, kind, flags in mappings if int(first, 16) <= address < int(end, 16)]
+    assert found[0] == "p"  # private: what may be shared has small pages only
+    assert "hg" in found[1].split()
