@@ -89,8 +89,7 @@ class Failure:
     by_request: bool = False  # what it asks for cannot be, and cannot be the next time either
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """What one iteration gave a job. The last chunk of a job has a `finish_reason`."""
 
     tokens: tuple[int, ...]  # the stop token itself is not among them

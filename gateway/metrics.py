@@ -3,11 +3,14 @@
 The engine adds its own to the same registry.
 """
 
+import collections
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.accounts import Account, Clock
@@ -31,9 +34,8 @@ class HttpMetrics:
         self.prompt_tokens = Counter(
             "skipjoin_prompt_tokens", "Tokens of admitted prompts.", ["endpoint"], registry=registry
         )
-        self.completion_tokens = Counter(
-            "skipjoin_completion_tokens", "Tokens handed to clients.", ["endpoint"], registry=registry
-        )
+        self.completion_tokens = CompletionTokens()
+        registry.register(self.completion_tokens)
         self.first_token = Histogram(
             "skipjoin_time_to_first_token_seconds",
             "From admission to a job's first token (TTFT).",
@@ -54,6 +56,19 @@ class HttpMetrics:
         return JobMeter(self, endpoint, account, self._clock)
 
 
+class CompletionTokens(Collector):
+    """Tokens handed to clients, counted on the event loop: without a lock, and read when somebody scrapes."""
+
+    def __init__(self) -> None:
+        self.by_endpoint: collections.Counter[str] = collections.Counter()
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily("skipjoin_completion_tokens", "Tokens handed to clients.", labels=["endpoint"])
+        for endpoint, count in self.by_endpoint.items():
+            family.add_metric([endpoint], count)
+        yield family
+
+
 class JobMeter:
     """Measures one job, from its admission to its end, for the operator and for the account that pays."""
 
@@ -65,14 +80,14 @@ class JobMeter:
         self._clock = clock
         self._admitted = clock()
         self._has_tokens = False
-        self._count = metrics.completion_tokens.labels(endpoint).inc  # looked up once, not for every token
+        self._totals = metrics.completion_tokens.by_endpoint
 
     def tokens(self, count: int) -> None:
         """`count` more tokens came."""
         if count and not self._has_tokens:
             self._has_tokens = True
             self._metrics.first_token.labels(self._endpoint).observe(self._clock() - self._admitted)
-        self._count(count)
+        self._totals[self._endpoint] += count
         self._account.spend(count)
 
     def end(self, end: End) -> None:

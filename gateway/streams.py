@@ -14,27 +14,29 @@ class JobStream:
         self._on_finish = on_finish
         self._on_abort = on_abort
         self._chunks: deque[Chunk] = deque()
-        self._arrived = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None  # who waits for a chunk
         self._ended = False
+        self._read = False  # to the end
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self._iterate()
+        return self
 
-    async def _iterate(self) -> AsyncIterator[Chunk]:
-        while True:
-            while self._chunks:
-                chunk = self._chunks.popleft()
-                yield chunk
-                if chunk.finish_reason is not None:
-                    return
-            self._arrived.clear()
-            await self._arrived.wait()
+    async def __anext__(self) -> Chunk:
+        if self._read:
+            raise StopAsyncIteration
+        while not self._chunks:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        chunk = self._chunks.popleft()
+        self._read = chunk.finish_reason is not None
+        return chunk
 
     def put(self, chunk: Chunk) -> None:
         if not self._ended:
             self._ended = chunk.finish_reason is not None
             self._chunks.append(chunk)
-            self._arrived.set()
+            if self._reader is not None and not self._reader.done():
+                self._reader.set_result(None)
 
     def finish(self) -> None:
         if not self._ended:

@@ -1,10 +1,10 @@
 """Outputs of models, read piece by piece, for tests of the parsers."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import groupby, pairwise
 
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from gateway.text.output.formats import ToolFormat
 from gateway.text.output.parser import OutputForm, OutputParser

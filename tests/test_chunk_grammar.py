@@ -97,9 +97,9 @@ def choices_of(made: list[tuple[list[Turn], FinishReason]], stops: list[str], *,
 async def streamed(choices: Choices, dialect: Dialect, *, include_usage: bool) -> list[Any]:
     letterhead = Letterhead("id", "chunk", 1, "model", "fp")
     answer = StreamedAnswer(choices, dialect, letterhead, include_usage, include_trace=False)
-    events = [event async for event in answer.events()]
-    assert events[-1] == b"data: [DONE]\n\n"
-    return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
+    *events, last, rest = b"".join([some async for some in answer.events()]).split(b"\n\n")
+    assert (last, rest) == (b"data: [DONE]", b"")
+    return [json.loads(event.removeprefix(b"data: ")) for event in events]
 
 
 async def plain(choices: Choices) -> list[tuple[str, str | None, list[int]]]:

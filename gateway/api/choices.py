@@ -6,6 +6,7 @@ Streamed and plain answers, chat and completions all read the same choices. Know
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from itertools import repeat
 
 from msgspec import UNSET
 
@@ -92,12 +93,14 @@ class Choice:
     def take(self, chunk: Chunk) -> list[Part]:
         """What is certain with `chunk`; sets `finish_reason` with the last one, or where the output is complete."""
         self.cached_tokens = chunk.cached_tokens
-        parts = [*self._opening(chunk), *self._parser.push(self._text(chunk))]
+        opening = [] if self._echo is None else self._opening(self._echo, chunk)
+        parts = opening + self._parser.push(self._text(chunk))
         if self._parser.in_reasoning:
             self.num_reasoning_tokens = self.num_tokens
-        if self._is_complete:
+        is_complete = self._is_complete
+        if is_complete:
             self._stream.finish()
-        if chunk.finish_reason is not None or (self._is_complete and not self._awaits_trace):
+        if chunk.finish_reason is not None or (is_complete and not self._awaits_trace):
             parts += self._parser.flush()
             self._finish(chunk)
         return parts
@@ -122,11 +125,9 @@ class Choice:
         """Whatever the job still makes is not wanted."""
         return self._stops.stopped or self._parser.complete
 
-    def _opening(self, chunk: Chunk) -> list[Part]:
+    def _opening(self, echo: Echo, chunk: Chunk) -> list[Part]:
         """What stands before the output, at first."""
-        echo, self._echo = self._echo, None
-        if echo is None:
-            return []
+        self._echo = None
         self._num_characters = len(echo.text)
         if self._log is not None:
             nothing_before = [None] * (len(echo.pieces) - len(chunk.prompt_logprobs))
@@ -136,9 +137,11 @@ class Choice:
 
     def _text(self, chunk: Chunk) -> str:
         """The text that is certain with `chunk`."""
-        before = self.num_tokens
-        logprobs = chunk.logprobs or [None] * len(chunk.tokens)
-        text = "".join(map(self._take_token, chunk.tokens, logprobs))
+        text, before = "", self.num_tokens
+        for token, logprobs in zip(chunk.tokens, chunk.logprobs or repeat(None), strict=False):
+            if self._is_complete:
+                break
+            text += self._take_token(token, logprobs)
         self._meter.tokens(self.num_tokens - before)
         if chunk.finish_reason is not None:
             text += self._stops.push(self._detokenizer.flush())
@@ -151,8 +154,6 @@ class Choice:
         return text
 
     def _take_token(self, token: int, logprobs: Logprobs | None) -> str:
-        if self._is_complete:
-            return ""
         self.num_tokens += 1
         piece = self._detokenizer.push(token)
         if logprobs is not None:
@@ -201,8 +202,12 @@ class Choices:
 
     async def parts(self) -> AsyncGenerator[tuple[Choice, list[Part]], None]:
         """Parts of any choice as they become certain, until all are finished. Raises GenerationFailed."""
-        turns = _alone(self._choices[0]) if len(self._choices) == 1 else _in_turns(self._choices)
-        async with aclosing(turns):
+        if len(self._choices) == 1:  # nearly always, so without the detour
+            (only,) = self._choices
+            while only.finish_reason is None:
+                yield only, only.take(await only.next())
+            return
+        async with aclosing(_in_turns(self._choices)) as turns:
             async for choice, chunk in turns:
                 yield choice, choice.take(chunk)
 
@@ -227,11 +232,6 @@ class Choices:
         """One choice: its trace; more: theirs, in order."""
         traces = [choice.trace for choice in self._choices]
         return traces[0] if len(traces) == 1 else traces
-
-
-async def _alone(choice: Choice) -> AsyncGenerator[tuple[Choice, Chunk], None]:
-    while choice.finish_reason is None:
-        yield choice, await choice.next()
 
 
 async def _in_turns(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chunk], None]:

@@ -102,7 +102,8 @@ class Chat:
 
     def _chunk(self, index: int, delta: Delta, reason: Finish | None, said: Sequence[Said]) -> ChunkChoice:
         logprobs = chat_logprobs(said) if said and self._details.logprobs else None
-        return ChunkChoice(index, delta, reason, logprobs, self._details.ids(said))
+        token_ids = self._details.ids(said) if self._details.token_ids else UNSET
+        return ChunkChoice(index, delta, reason, logprobs, token_ids)
 
 
 class Completion:
@@ -137,7 +138,8 @@ class Completion:
 
     def _chunk(self, index: int, text: str, reason: Finish | None, said: Sequence[Said]) -> CompletionChoice:
         logprobs = completion_logprobs(said) if said and self._details.logprobs else None
-        return CompletionChoice(index, text, reason, logprobs, self._details.ids(said))
+        token_ids = self._details.ids(said) if self._details.token_ids else UNSET
+        return CompletionChoice(index, text, reason, logprobs, token_ids)
 
 
 def _message(parts: list[Part]) -> ChatMessage:

@@ -37,49 +37,48 @@ class StreamedAnswer:
     always_usage: bool = False  # in every chunk, as far as it is known
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The events of the answer, each as its bytes."""
+        """The bytes of the events of the answer, those together that come together."""
         opened = False
         try:
             async with aclosing(self.choices.parts()) as parts:
                 async for choice, some in parts:
-                    for event in self._opening() if not opened else ():
-                        yield event
+                    opening = b"" if opened else self._opening()
+                    if progress := opening + self._progress(choice, some):
+                        yield progress
                     opened = True
-                    for event in self._progress(choice, some):
-                        yield event
             if self.include_usage:
                 yield self._usage()
         except GenerationFailed as error:
-            yield _event(msgspec.json.encode(generation_failed(error.failure).body))
+            yield b"data: %b\n\n" % msgspec.json.encode(generation_failed(error.failure).body)
         yield DONE
 
-    def _opening(self) -> list[bytes]:
+    def _opening(self) -> bytes:
         """Sent with the first token, not at admission: clients measure the time to the first token by it."""
         openings = [self.dialect.opening(choice.index) for choice in self.choices]
         chunks = [opening for opening in openings if opening is not None]
-        return [self._chunk(chunk, is_first=chunk is chunks[0]) for chunk in chunks]
+        return b"".join(self._chunk(chunk, is_first=chunk is chunks[0]) for chunk in chunks)
 
-    def _progress(self, choice: Choice, parts: list[Part]) -> list[bytes]:
+    def _progress(self, choice: Choice, parts: list[Part]) -> bytes:
         """The tokens go with the first part that their text is in; those of no text with the last chunk."""
         said = choice.said() if parts or choice.finish_reason is not None else []
-        events = []
+        events = b""
         for part in parts:
-            events.append(self._chunk(self.dialect.part(choice.index, part, said)))
+            events += self._chunk(self.dialect.part(choice.index, part, said))
             said = []
         if choice.finish_reason is not None:
             is_last = self.choices.finished and not self.include_usage
-            events.append(self._chunk(self.dialect.end(choice.index, choice.finish_reason, said), is_last=is_last))
+            events += self._chunk(self.dialect.end(choice.index, choice.finish_reason, said), is_last=is_last)
         return events
 
     def _chunk(self, choice: object, *, is_first: bool = False, is_last: bool = False) -> bytes:
         usage = self.choices.usage() if self.always_usage else None if self.include_usage else UNSET
         x_sched = self.choices.traces() if is_last and self.include_trace else UNSET
         prompt_token_ids = self.dialect.prompt_token_ids if is_first else UNSET
-        return _event(self.letterhead.write([choice], usage, x_sched, prompt_token_ids))
+        return b"data: %b\n\n" % self.letterhead.write([choice], usage, x_sched, prompt_token_ids)
 
     def _usage(self) -> bytes:
         x_sched = self.choices.traces() if self.include_trace else UNSET
-        return _event(self.letterhead.write([], self.choices.usage(), x_sched))
+        return b"data: %b\n\n" % self.letterhead.write([], self.choices.usage(), x_sched)
 
 
 class StreamResponse(EventSourceResponse):
@@ -112,7 +111,3 @@ class StreamResponse(EventSourceResponse):
         async with self._send_lock:  # no ping after the end
             self.active = False
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _event(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"

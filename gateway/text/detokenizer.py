@@ -96,17 +96,22 @@ class TokenPieces:
 
 
 class _ByteLevel:
-    """Tokens are bytes; Python's own incremental decoder replaces wrong ones exactly as the library does."""
+    """Tokens are bytes; Python's own decoder replaces wrong ones exactly as the library does."""
 
     def __init__(self, piece: Callable[[int], bytes]) -> None:
         self._piece = piece
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = b""  # the beginning of a character
 
     def push(self, token: int) -> str:
-        return self._decoder.decode(self._piece(token))
+        # As its incremental decoder does, without the calls in between.
+        data = self._rest + self._piece(token)
+        text, used = codecs.utf_8_decode(data, "replace", False)
+        self._rest = data[used:]
+        return text
 
     def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
+        rest, self._rest = self._rest, b""
+        return rest.decode(errors="replace")
 
 
 class _ByteFallback:

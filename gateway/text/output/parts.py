@@ -1,33 +1,30 @@
 """The parts that an output is read into. Joined in order they are the whole output; no record of any endpoint."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(msgspec.Struct, frozen=True):
     """Text for the user."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Reasoning:
+class Reasoning(msgspec.Struct, frozen=True):
     """Text in which the model thinks before it answers."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallStart:
+class CallStart(msgspec.Struct, frozen=True):
     """The beginning of a tool call. Its arguments follow before anything else does."""
 
     index: int  # of the calls of this output, from 0
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallArguments:
+class CallArguments(msgspec.Struct, frozen=True):
     """A piece of the JSON object that call `index` passes to its function."""
 
     index: int
@@ -42,8 +39,7 @@ def joined(parts: Iterable[Part], kind: type[Content] | type[Reasoning]) -> str:
     return "".join(part.text for part in parts if isinstance(part, kind))
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A tool call, put together."""
 
     name: str
