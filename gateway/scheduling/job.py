@@ -115,7 +115,7 @@ class Job:
         ahead: to the worker, which then has drawn what nobody else has seen.
         """
         unseen = self.context > len(self.generation.prompt) + len(self.output)
-        return self.remaining > 0 and (ahead or not unseen)
+        return (ahead or not unseen) and self.remaining > 0
 
     @property
     def pending(self) -> int:

@@ -2,8 +2,11 @@
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from operator import itemgetter
 
 from gateway.scheduling.job import Job, Rank, Residence
+
+_JOB = itemgetter(3)  # of an entry of a line
 
 
 class Line:
@@ -16,10 +19,10 @@ class Line:
         return len(self.entries)
 
     def __iter__(self) -> Iterator[Job]:
-        return (entry[3] for entry in self.entries)
+        return map(_JOB, self.entries)
 
     def __reversed__(self) -> Iterator[Job]:
-        return (entry[3] for entry in reversed(self.entries))
+        return map(_JOB, reversed(self.entries))
 
     def add(self, job: Job) -> None:
         insort(self.entries, (*job.rank, job))
@@ -95,5 +98,7 @@ def merge(*lines: Iterator[Job]) -> Iterator[Job]:
     while heads:
         _, index, job = heads.pop(0)
         yield job
-        if (following := next(lines[index], None)) is not None:
+        if not heads:  # no other line has more
+            yield from lines[index]
+        elif (following := next(lines[index], None)) is not None:
             insort(heads, (following.rank, index, following))

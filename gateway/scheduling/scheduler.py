@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import NamedTuple
+
+import msgspec
 
 from common.config import Config
 from common.records import Entry, Logprobs, Plan, Result
@@ -30,7 +31,7 @@ from gateway.scheduling.queue import JobQueue, merge
 from gateway.scheduling.turn import Turn
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True):
     """What an iteration did for one job."""
 
     job: Job
@@ -39,7 +40,7 @@ class Outcome(NamedTuple):
     logprobs: Logprobs | None  # of the token, where they were asked for
 
 
-class _Share(NamedTuple):
+class _Share(msgspec.Struct, frozen=True):
     """What a plan computes of a job."""
 
     tokens: int
@@ -163,8 +164,11 @@ class Scheduler:
         if self._config.pipeline_parallel > 1 or self.num_in_flight != 1:
             return None
         (flight,) = self._flights
-        if flight.crowded or any(job.is_shaped or job.residence is not Residence.DEVICE for job in flight.batch):
+        if flight.crowded:
             return None
+        for job in flight.batch:
+            if job.is_shaped or job.residence is not Residence.DEVICE:
+                return None
         self._begin_turn(now)
         turn = self._walk(ahead=True)
         return self._order(turn, now, epoch) if turn.batch and not turn.blocked else None
@@ -173,12 +177,12 @@ class Scheduler:
         """Make a plan of a turn; None if there is nothing to do in it."""
         self._hold(turn.batch)
         uploads, entries, batch = list[tuple[int, int]](), list[Entry](), dict[Job, _Share]()
-        for job, count in turn.batch.items():
+        for job, (count, prefills) in turn.batch.items():
             uploads += self._start(job, now)
             entry = entry_of(job, count)
             gives = entry.sampling is not None
             entries.append(entry)
-            batch[job] = _Share(count, job.prefills, gives)
+            batch[job] = _Share(count, prefills, gives)
             job.depart(count, gives=gives)
         moves = self._strategy.moves(turn, lambda: self._policy.outlook(self.queue, now))
         self._drop(moves.drop)
@@ -223,7 +227,9 @@ class Scheduler:
                 self.ledger.publish(job)
             if job.finish_reason is None:
                 next_s = self._cost.prefill_s(job.pending) if job.prefills else decode_s
-                self.queue.rerank(job, self._policy.charge(job, elapsed_s, next_s, now))
+                rank = self._policy.charge(job, elapsed_s, next_s, now)
+                if rank is not job.rank:
+                    self.queue.rerank(job, rank)
         touched = (*flight.batch, *flight.moves.offload, *flight.moves.upload)
         for job in dict.fromkeys(job for job in touched if job.aborted or job.finish_reason):
             if not self._is_held(job):
@@ -267,7 +273,8 @@ class Scheduler:
 
     def _fit(self, job: Job, turn: Turn) -> None:
         missing = self.ledger.missing(job)  # looks up what the prefix cache has: its share is of the rest
-        share = turn.share(job)
+        prefills = job.prefills
+        share = turn.share(job, prefills=prefills)
         if not share:
             turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
         elif job.started_at is None and not self._strategy.may_start(job, missing, turn):
@@ -276,7 +283,7 @@ class Scheduler:
             turn.block(job, missing)
         else:
             job.passed_over = 0
-            turn.take(job, share, missing)
+            turn.take(job, share, missing, prefills=prefills)
 
     def _batch_limit(self) -> int:
         """With a pipeline, leave jobs for the other micro-batches: idle stages cost more than smaller batches."""

@@ -19,22 +19,22 @@ class Turn:
     prompt_tokens_left: int  # of those, for jobs that prefill
     blocks_left: int
     cold_open: bool  # jobs without KV may still be taken
-    batch: dict[Job, int] = field(default_factory=dict)  # the tokens that each job computes
+    batch: dict[Job, tuple[int, bool]] = field(default_factory=dict)  # tokens of each job; whether it prefills
     blocked: list[Job] = field(default_factory=list)  # would run, but for missing device blocks; in policy order
     shortage: int = 0  # the blocks that the first of them was short of
     _passed: int = 0
 
-    def share(self, job: Job) -> int:
+    def share(self, job: Job, *, prefills: bool) -> int:
         """Tokens that the job may compute: all, or the first chunk of them. None are left where it is 0."""
-        if job.prefills:
+        if prefills:
             return min(job.pending, self.prompt_tokens_left, self.tokens_left)
         return min(1, self.tokens_left)
 
-    def take(self, job: Job, share: int, blocks: int) -> None:
-        self.batch[job] = share
+    def take(self, job: Job, share: int, blocks: int, *, prefills: bool) -> None:
+        self.batch[job] = (share, prefills)
         self.jobs_left -= 1
         self.tokens_left -= share
-        self.prompt_tokens_left -= share if job.prefills else 0
+        self.prompt_tokens_left -= share if prefills else 0
         self.blocks_left -= blocks
 
     def block(self, job: Job, blocks: int) -> None:
