@@ -1,7 +1,7 @@
 """Products by the native kernel, native/linear.c: its layout of a matrix, and calling it.
 
-A row's product has the same bits in any batch. int8 and bf16 are only how the matrix is stored: the product is that
-with the fp32 matrix of the rounded numbers, to the bit.
+A row's product has the same bits in any batch. bf16 is only how the matrix is stored: the product is that with the fp32
+matrix of the rounded numbers, to the bit. int8 meets rows that are rounded as well, to 16 bits in each group of inputs.
 """
 
 import ctypes
@@ -60,7 +60,7 @@ class NativeLinear:
         def panels(rows: Tensor) -> Tensor:
             return _gated_panels(rows, width) if gated else _panels(rows, 2 * width)
 
-        values = panels(matrix.values)
+        values = _paired(panels(matrix.values)) if matrix.scales is not None else panels(matrix.values)
         scales = None if matrix.scales is None else panels(matrix.scales)
         biases = None if bias is None else panels(bias[:, None])
         parameters = _Linear(
@@ -101,6 +101,12 @@ def _panels(rows: Tensor, width: int) -> Tensor:
     """[out, n] as [panels, n, width], padded with zeros."""
     padded = F.pad(rows, (0, 0, 0, -len(rows) % width))
     return padded.view(-1, width, rows.shape[1]).transpose(1, 2).contiguous()
+
+
+def _paired(panels: Tensor) -> Tensor:
+    """[panels, n, width] as [panels, n / 2, width, 2], padded to whole groups with zeros."""
+    padded = F.pad(panels, (0, 0, 0, -panels.shape[1] % GROUP))
+    return padded.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
 
 
 def _gated_panels(rows: Tensor, width: int) -> Tensor:

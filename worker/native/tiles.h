@@ -1,0 +1,143 @@
+// Sums of products of a few rows with a panel or several of a matrix, in registers: what linear.c is made of.
+#ifndef SKIPJOIN_TILES_H
+#define SKIPJOIN_TILES_H
+
+#include "vectors.h"
+
+enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
+enum { GROUP = 32 };  // inputs that share a scale in int8
+
+enum Type { FP32, BF16, INT8 };
+
+typedef struct {
+    int64_t ins, outs, type, gated, threads;
+    const void *matrix;   // gated: the first half of a panel are gates, the second what they let through
+    const float *scales;  // of int8: [panels][groups][PANEL]
+    const float *bias;    // [panels * PANEL], or none
+    const float *norm;    // of an RMS norm of the rows before, [ins], or none
+    float epsilon;
+} Linear;
+
+typedef struct {  // a panel's numbers
+    const void *matrix;
+    const float *scales;
+} Panel;
+
+typedef struct {  // rows that follow one another
+    const float *exact;      // [rows][ins]
+    const int16_t *rounded;  // to meet int8: [rows][groups][GROUP], zeros at the end
+    const float *scales;     // of these: [rows][groups]
+} Input;
+
+INLINE int64_t groups_of(const Linear *l) { return ratio_up(l->ins, GROUP); }
+
+INLINE Input input_from(const Linear *l, Input x, int64_t row) {
+    if (l->type != INT8) return (Input){.exact = x.exact + row * l->ins};
+    return (Input){.rounded = x.rounded + row * groups_of(l) * GROUP, .scales = x.scales + row * groups_of(l)};
+}
+
+// How often a tile's loop turns for one panel, and what it reads of it in a turn.
+INLINE int64_t turns_of(const Linear *l) { return l->type == INT8 ? groups_of(l) * GROUP / 2 : l->ins; }
+INLINE int64_t turn_bytes(const Linear *l) { return PANEL * (l->type == FP32 ? sizeof(float) : sizeof(uint16_t)); }
+
+INLINE int64_t panel_bytes(const Linear *l) { return turns_of(l) * turn_bytes(l); }
+
+INLINE Panel panel_at(const Linear *l, int64_t panel) {
+    return (Panel){(const char *)l->matrix + panel * panel_bytes(l), l->scales + panel * groups_of(l) * PANEL};
+}
+
+// WIDTH weights of fp32 or bf16.
+INLINE Vec weights(enum Type type, const void *matrix, int64_t index) {
+    return type == FP32 ? from_floats((const float *)matrix + index) : from_halves((const uint16_t *)matrix + index);
+}
+
+// out[row][column] = x[row] . column. All but the pointers are constants where it is inlined. ahead: memory to ask for
+// meanwhile, `step` bytes in each turn.
+INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out,
+                     const char *ahead, int64_t step) {
+    const int columns = 2 * panels;
+    const int64_t ins = l->ins, next = ins * PANEL;
+    Vec sums[ROWS][2 * MOST_PANELS];
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int c = 0; c < columns; c++) sums[r][c] = (Vec){0};
+    for (int64_t k = 0; k < ins; k++) {
+        __builtin_prefetch(ahead + k * step, 0, 2);
+        Vec column[2 * MOST_PANELS];
+        UNROLLED for (int c = 0; c < columns; c++)
+            column[c] = weights(type, panel.matrix, c / 2 * next + k * PANEL + c % 2 * WIDTH);
+        UNROLLED for (int r = 0; r < rows; r++)
+            UNROLLED for (int c = 0; c < columns; c++)
+                sums[r][c] = fused(column[c], spread(x.exact[r * ins + k]), sums[r][c]);
+    }
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
+}
+
+// The same of int8. 16 bits times 8 bits, 32 times, cannot overflow 32 bits.
+INLINE void multiply_rounded(int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out, const char *ahead,
+                             int64_t step) {
+    const int columns = 2 * panels;
+    const int64_t groups = groups_of(l), next = groups * GROUP * PANEL, next_scales = groups * PANEL;
+    Vec sums[ROWS][2 * MOST_PANELS];
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int c = 0; c < columns; c++) sums[r][c] = (Vec){0};
+    for (int64_t g = 0; g < groups; g++) {
+        Ints parts[ROWS][2 * MOST_PANELS];
+        UNROLLED for (int r = 0; r < rows; r++)
+            UNROLLED for (int c = 0; c < columns; c++) parts[r][c] = (Ints){0};
+        for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 2) {
+            __builtin_prefetch(ahead + k / 2 * step, 0, 2);
+            Pairs column[2 * MOST_PANELS];
+            UNROLLED for (int c = 0; c < columns; c++)
+                column[c] = pairs_from_bytes((const int8_t *)panel.matrix + c / 2 * next + k * PANEL + c % 2 * PANEL);
+            UNROLLED for (int r = 0; r < rows; r++)
+                UNROLLED for (int c = 0; c < columns; c++)
+                    parts[r][c] += products(column[c], spread_pair(x.rounded + r * groups * GROUP + k));
+        }
+        UNROLLED for (int c = 0; c < columns; c++) {
+            const Vec scale = from_floats(panel.scales + c / 2 * next_scales + g * PANEL + c % 2 * WIDTH);
+            UNROLLED for (int r = 0; r < rows; r++)
+                sums[r][c] = fused(from_ints(parts[r][c]), scale * spread(x.scales[r * groups + g]), sums[r][c]);
+        }
+    }
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
+}
+
+typedef void Tile(const Linear *, Panel, Input, Vec *, const char *, int64_t);
+typedef struct {
+    int64_t rows, panels;
+    Tile *of[3];  // by type
+} Shape;
+
+#define TILE(type, rows, panels)                                                                     \
+    static void tile_##type##_##rows##_##panels(const Linear *l, Panel panel, Input x, Vec *sums, \
+                                                const char *ahead, int64_t step) {                \
+        if (type == INT8) multiply_rounded(rows, panels, l, panel, x, sums, ahead, step);           \
+        else multiply(type, rows, panels, l, panel, x, sums, ahead, step);                          \
+    }
+#define TILES(rows, panels) TILE(FP32, rows, panels) TILE(BF16, rows, panels) TILE(INT8, rows, panels)
+#define SHAPE(rows, panels) \
+    {rows, panels, {tile_FP32_##rows##_##panels, tile_BF16_##rows##_##panels, tile_INT8_##rows##_##panels}}
+
+// At least eight sums hide how long an addition takes: the fewer rows, the more panels at once.
+TILES(1, 1) TILES(1, 4) TILES(2, 1) TILES(2, 2) TILES(3, 1) TILES(4, 1) TILES(5, 1) TILES(6, 1)
+#ifdef __AVX512F__
+TILES(7, 1) TILES(8, 1) TILES(9, 1) TILES(10, 1) TILES(11, 1) TILES(12, 1)
+#endif
+static const Shape shapes[] = {
+#ifdef __AVX512F__
+    SHAPE(12, 1), SHAPE(11, 1), SHAPE(10, 1), SHAPE(9, 1), SHAPE(8, 1), SHAPE(7, 1),
+#endif
+    SHAPE(6, 1), SHAPE(5, 1), SHAPE(4, 1), SHAPE(3, 1), SHAPE(2, 2), SHAPE(2, 1), SHAPE(1, 4), SHAPE(1, 1),
+};
+
+// Tiles of about the same height, as high as they get.
+static const Shape *next_shape(int64_t rows, int64_t panels) {
+    const int64_t height = ratio_up(rows, ratio_up(rows, ROWS));
+    const Shape *shape = shapes;
+    while (shape->rows > height || shape->panels > panels) shape++;
+    return shape;
+}
+
+#endif
