@@ -15,7 +15,7 @@ from worker.sampler import invert, sample, uniform
 
 # Larger than the head that the sampler sorts, so that both ways are taken.
 VOCAB = 1000
-# Larger than the longer head as well, and no whole number of chunks.
+# Many chunks, and no whole number of them.
 LARGE_VOCAB = 10_001
 
 
