@@ -45,15 +45,15 @@ class Contestant:
 
 
 def contestants() -> list[Contestant]:
-    """All that are known. Under load each is measured in the precision in which it is fastest on CPUs without bf16."""
+    """All that are known. Under load each is measured in those precisions in which it is fast on CPUs without bf16."""
     packed, wide = _llama_cpp(lambda home: home.checkpoint.packed), _llama_cpp(_bf16_gguf)
     return [
         Contestant("skipjoin", "fp32", _nothing, _skipjoin("exact")),
         Contestant("skipjoin", "bf16", _nothing, _skipjoin("bf16"), under_load=False),
-        Contestant("skipjoin", "int8", _nothing, _skipjoin("int8"), under_load=False),
+        Contestant("skipjoin", "int8", _nothing, _skipjoin("int8")),
         Contestant("vllm", "fp32", _install_vllm, _vllm("float32")),
         Contestant("vllm", "bf16", _install_vllm, _vllm("bfloat16"), under_load=False),
-        Contestant("llama.cpp", "bf16", _install_llama_cpp, wide, under_load=False),
+        Contestant("llama.cpp", "bf16", _install_llama_cpp, wide),
         Contestant("llama.cpp", "q4_1", _install_llama_cpp, packed),
         Contestant("transformers", "fp32", _install_transformers, _transformers, _directory),
     ]
