@@ -106,7 +106,7 @@ def _panels(rows: Tensor, width: int) -> Tensor:
 def _paired(panels: Tensor) -> Tensor:
     """[panels, n, width] as [panels, n / 2, width, 2], padded to whole groups with zeros."""
     padded = F.pad(panels, (0, 0, 0, -panels.shape[1] % GROUP))
-    return padded.unflatten(1, (-1, 2)).transpose(2, 3).contiguous()
+    return padded.view(len(panels), -1, 2, panels.shape[2]).transpose(2, 3).contiguous()
 
 
 def _gated_panels(rows: Tensor, width: int) -> Tensor:
