@@ -259,8 +259,8 @@ class JobEngine:
         if full:
             sure_s = self._pace.sure_s(expected_s) - (start - begun)
             if (result := self._look(sure_s, repeat(sure_s))) is None:
-                self._plan_ahead(scheduler)
-                result = self._look(timeout_s, self._pace.pauses(time.monotonic() - begun))
+                ahead = self._plan_ahead(scheduler)
+                result = self._look(timeout_s, self._pace.pauses(time.monotonic() - begun, calm=ahead))
         else:
             result = self._look(timeout_s, None, until_woken=True)
         end = time.monotonic()
@@ -284,10 +284,12 @@ class JobEngine:
                 break
         return None
 
-    def _plan_ahead(self, scheduler: Scheduler) -> None:
-        if self._config.plan_ahead and self._config.pipeline_parallel == 1:
-            self._take_commands(scheduler)
-            self._send(self._timed(scheduler.plan_ahead))
+    def _plan_ahead(self, scheduler: Scheduler) -> bool:
+        """Whether there was something to send."""
+        if not self._config.plan_ahead or self._config.pipeline_parallel > 1:
+            return False
+        self._take_commands(scheduler)
+        return self._send(self._timed(scheduler.plan_ahead))
 
     def _idle(self) -> None:
         if self._state == "draining":

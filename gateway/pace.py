@@ -6,6 +6,7 @@ from common.channel import BUSY_PAUSE_S
 
 _SURE_SHARE = 0.9  # of the time that an iteration should take at least: not looked at earlier
 _LATE_SHARE = 0.01  # of the time that one has taken: how late its result may be noticed
+_CALM_SHARE = 0.03  # the same where the stage has the next plan already, and loses nothing
 _SLOWING = 1.02  # at most, from one iteration to the next
 
 
@@ -22,10 +23,14 @@ class Pace:
         """How long an iteration takes at least that should take `expected_s` at least; 0 while nothing is known."""
         return expected_s * self._ratio * _SURE_SHARE
 
-    def pauses(self, elapsed_s: float) -> Iterator[float]:
-        """Between looks for a result that may be there at any time, `elapsed_s` after its iteration began."""
+    def pauses(self, elapsed_s: float, *, calm: bool = False) -> Iterator[float]:
+        """Between looks for a result that may be there at any time, `elapsed_s` after its iteration began.
+
+        calm: another plan is in flight, so nobody but clients waits for the result.
+        """
+        share = _CALM_SHARE if calm else _LATE_SHARE
         while True:
-            pause_s = max(BUSY_PAUSE_S, elapsed_s * _LATE_SHARE)
+            pause_s = max(BUSY_PAUSE_S, elapsed_s * share)
             yield pause_s
             elapsed_s += pause_s
 

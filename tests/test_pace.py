@@ -19,9 +19,9 @@ def drive(pace: Pace, real_s: float, iterations: int) -> float:
     return seen_s - real_s
 
 
-def looks(pace: Pace, real_s: float) -> int:
+def looks(pace: Pace, real_s: float, *, calm: bool = False) -> int:
     seen_s = pace.sure_s(EXPECTED_S)
-    pauses = pace.pauses(seen_s)
+    pauses = pace.pauses(seen_s, calm=calm)
     for count in range(10_000):
         if seen_s >= real_s:
             return count
@@ -54,6 +54,12 @@ def test_a_long_iteration_is_looked_for_a_few_times_only() -> None:
     pace = Pace()
     drive(pace, 0.1, 10)
     assert looks(pace, 1.0) < 260  # from 0.09 s on, at 1 % each
+
+
+def test_nobody_looks_often_while_the_stage_has_more_to_do() -> None:
+    pace = Pace()
+    drive(pace, 0.1, 10)
+    assert looks(pace, 0.1, calm=True) < looks(pace, 0.1) / 2
 
 
 def test_a_plan_may_go_ahead_shortly_before_the_quickest_of_late_were_done() -> None:
