@@ -102,8 +102,7 @@ class Chat:
 
     def _chunk(self, index: int, delta: Delta, reason: Finish | None, said: Sequence[Said]) -> ChunkChoice:
         logprobs = chat_logprobs(said) if said and self._details.logprobs else None
-        token_ids = self._details.ids(said) if self._details.token_ids else UNSET
-        return ChunkChoice(index, delta, reason, logprobs, token_ids)
+        return ChunkChoice(index, delta, reason, logprobs, self._details.ids(said))
 
 
 class Completion:
@@ -138,8 +137,7 @@ class Completion:
 
     def _chunk(self, index: int, text: str, reason: Finish | None, said: Sequence[Said]) -> CompletionChoice:
         logprobs = completion_logprobs(said) if said and self._details.logprobs else None
-        token_ids = self._details.ids(said) if self._details.token_ids else UNSET
-        return CompletionChoice(index, text, reason, logprobs, token_ids)
+        return CompletionChoice(index, text, reason, logprobs, self._details.ids(said))
 
 
 def _message(parts: list[Part]) -> ChatMessage:

@@ -21,6 +21,7 @@ from gateway.api.errors import generation_failed
 from gateway.text.output.parts import Part
 
 DONE = b"data: [DONE]\n\n"
+_EVENT = b"data: %b\n\n"
 
 _HEADERS = {"cache-control": "no-cache"}  # the others are sse-starlette's: content-type, x-accel-buffering
 
@@ -49,7 +50,7 @@ class StreamedAnswer:
             if self.include_usage:
                 yield self._usage()
         except GenerationFailed as error:
-            yield b"data: %b\n\n" % msgspec.json.encode(generation_failed(error.failure).body)
+            yield _EVENT % msgspec.json.encode(generation_failed(error.failure).body)
         yield DONE
 
     def _opening(self) -> bytes:
@@ -74,11 +75,11 @@ class StreamedAnswer:
         usage = self.choices.usage() if self.always_usage else None if self.include_usage else UNSET
         x_sched = self.choices.traces() if is_last and self.include_trace else UNSET
         prompt_token_ids = self.dialect.prompt_token_ids if is_first else UNSET
-        return b"data: %b\n\n" % self.letterhead.write([choice], usage, x_sched, prompt_token_ids)
+        return _EVENT % self.letterhead.write([choice], usage, x_sched, prompt_token_ids)
 
     def _usage(self) -> bytes:
         x_sched = self.choices.traces() if self.include_trace else UNSET
-        return b"data: %b\n\n" % self.letterhead.write([], self.choices.usage(), x_sched)
+        return _EVENT % self.letterhead.write([], self.choices.usage(), x_sched)
 
 
 class StreamResponse(EventSourceResponse):

@@ -152,7 +152,7 @@ class BlockLedger:
         """Give the job the device blocks that it is missing. Its KV is on the device, or nowhere."""
         if job.residence is Residence.NOWHERE:
             self._queue.relocate(job, "allocate")
-        missing = -(-job.context // self.block_tokens) - len(job.device_blocks)
+        missing = self.blocks_for(job.context) - len(job.device_blocks)
         if missing:
             job.device_blocks += self.device.take(missing)
 

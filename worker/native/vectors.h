@@ -32,6 +32,7 @@ INLINE Vec from_floats(const float *x) { return *(const Vec *)x; }
 INLINE Vec from_halves(const uint16_t *x) {  // bf16 is the upper half of fp32
     return (Vec)(__builtin_convertvector(*(const Halves *)x, Ints) << 16);
 }
+
 // Integers of 16 bits, two beside each other for every number of a Vec.
 typedef int16_t Pairs __attribute__((vector_size(4 * WIDTH), aligned(2), may_alias));
 
