@@ -50,6 +50,11 @@ class Watch:
             self._charge()
             self._open.pop()
 
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Charge `target` for what turned out to be its own."""
+        self.seconds[source] -= seconds
+        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
+
     def _charge(self) -> None:
         now = time.perf_counter()
         if self._open:
@@ -65,12 +70,13 @@ class _WatchedModel:
     watch: Watch
 
     def forward(self, x: Any, positions: Any, attention: Any) -> Any:
-        def watched(*args: Any, **options: Any) -> Any:
-            with self.watch.part("attention"):
-                return attention(*args, **options)
-
+        native = getattr(self.model, "native", None)  # it has a watch of its own
+        before = native.seconds if native else {}
         with self.watch.part("layers"):
-            return self.model.forward(x, positions, watched)
+            hidden = self.model.forward(x, positions, attention)
+        for part, seconds in native.seconds.items() if native else ():
+            self.watch.move(seconds - before[part], "layers", part)
+        return hidden
 
     def logits(self, hidden: Any) -> Any:
         with self.watch.part("head"):

@@ -59,21 +59,21 @@ class NativeAttention:
     def __init__(self, attend: _Attend, cache: KvCache, segments: list[Segment]) -> None:
         self._attend = attend
         self._cache = cache
-        self._pool = cache.device.data_ptr()
-        self._layer_bytes = cache.device.stride(1) * cache.device.itemsize
+        self.pool = cache.device.data_ptr()  # of the first layer, in block 0
+        self.layer_stride = cache.device.stride(1)  # numbers from a layer to the next
         self._segments = segments
         self._batches: dict[int | None, tuple[_Batch, int, Ints]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
         tokens, heads, head_dim = q.shape
-        _, address, _ = self._batches.get(window) or self._prepare(window, heads // self._cache.kv_heads)
+        address = self.batch(window, heads)
         q, k, v = (
             rows if rows.stride(1) == head_dim and rows.stride(2) == 1 else rows.contiguous() for rows in (q, k, v)
         )
         out = q.new_empty(tokens, heads * head_dim)
         self._attend(
             address,
-            self._pool + layer * self._layer_bytes,
+            self.pool + layer * self.layer_stride * q.itemsize,
             q.data_ptr(),
             q.stride(0),
             k.data_ptr(),
@@ -84,6 +84,10 @@ class NativeAttention:
             out.data_ptr(),
         )
         return out
+
+    def batch(self, window: int | None, heads: int) -> int:
+        """Address of the kernel's record of the batch, as one window size sees it; it lives as long as this object."""
+        return (self._batches.get(window) or self._prepare(window, heads // self._cache.kv_heads))[1]
 
     def _prepare(self, window: int | None, group: int) -> tuple[_Batch, int, Ints]:
         """The batch as one window size sees it: the kernel's record, its address, and what it points to."""

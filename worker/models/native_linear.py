@@ -18,7 +18,9 @@ from worker.models.stored_matrix import GROUP, StoredMatrix
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
-class _Linear(ctypes.Structure):
+class Parameters(ctypes.Structure):
+    """The kernel's record of a product."""
+
     _fields_ = (
         ("ins", ctypes.c_int64),
         ("outs", ctypes.c_int64),
@@ -39,7 +41,7 @@ class NativeLinear:
 
     _multiply: Callable[..., None]
     _columns: Callable[..., None]
-    _parameters: _Linear
+    parameters: Parameters
     _address: int
     _owners: tuple[Tensor | None, ...]  # of the memory that the parameters point to
 
@@ -63,7 +65,7 @@ class NativeLinear:
         values = _paired(panels(matrix.values)) if matrix.scales is not None else panels(matrix.values)
         scales = None if matrix.scales is None else panels(matrix.scales)
         biases = None if bias is None else panels(bias[:, None])
-        parameters = _Linear(
+        parameters = Parameters(
             ins=matrix.values.shape[1],
             outs=len(matrix.values) // (2 if gated else 1),
             type=_TYPES[values.dtype],
@@ -79,13 +81,13 @@ class NativeLinear:
         return cls(*_functions(library), parameters, ctypes.addressof(parameters), owners)
 
     def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        rows, out = x.contiguous(), x.new_empty(len(x), self._parameters.outs)
+        rows, out = x.contiguous(), x.new_empty(len(x), self.parameters.outs)
         self._multiply(self._address, rows.data_ptr(), len(x), None if add is None else add.data_ptr(), out.data_ptr())
         return out
 
     def columns(self, ids: Tensor) -> Tensor:
         """The matrix's rows `ids`, [count], unpacked: an embedding that is the head's matrix needs no other copy."""
-        out = torch.empty(len(ids), self._parameters.ins)
+        out = torch.empty(len(ids), self.parameters.ins)
         self._columns(self._address, ids.data_ptr(), len(ids), out.data_ptr())
         return out
 

@@ -5,8 +5,9 @@
 // A query meets its slots in tiles whose bounds depend on the slots' numbers alone, and sums them in the same order
 // whatever is computed beside it. What a token gets has the same bits in any batch: in a prompt, in a chunk of it, or
 // decoded by itself.
+#include "attention.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
 #ifdef __FMA__
 #include <immintrin.h>
@@ -16,21 +17,6 @@ enum { WIDTH = 8, QUERIES = 3, SLOTS = 4, COLUMNS = 4, TILE = 2 * WIDTH };  // 3
 enum { LINE = 16 };                                                         // floats that memory sends at once
 typedef float Vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-
-typedef struct {                // tokens of a job that follow one another
-    int64_t row, start, count;  // the first one's row in q, k, v and out; its position in the job
-    const int64_t *blocks;      // of the whole job
-} Run;
-
-typedef struct {
-    int64_t num_runs, kv_heads, group, head_dim, block_tokens, block_stride, window, threads;  // head_dim: times WIDTH
-    const Run *runs;
-} Batch;
-
-typedef struct {  // [rows, heads, head_dim], whose rows lie `stride` numbers apart
-    const float *numbers;
-    int64_t stride;
-} Rows;
 
 typedef struct {  // up to TILE slots that follow one another in a block, of one head
     int64_t first, slots;
@@ -258,34 +244,36 @@ static void write_run(const Batch *batch, const Run *run, float *pool, Rows k, R
         }
 }
 
-// Stores k and v, then attends. out: [rows, heads, head_dim], contiguous.
+void attend_rows(const Batch *batch, float *pool, Rows q, Rows k, Rows v, float scale, float *out) {
+    const int64_t heads = batch->kv_heads;
+#pragma omp for
+    for (int64_t i = 0; i < batch->num_runs; i++) write_run(batch, batch->runs + i, pool, k, v);
+#pragma omp for schedule(dynamic)
+    for (int64_t item = 0; item < batch->num_runs * heads; item++)
+        attend_run(batch, batch->runs + item / heads, item % heads, pool, q, scale, out);
+}
+
 void attend(const Batch *batch, float *pool, const float *q, int64_t q_stride, const float *k, int64_t k_stride,
             const float *v, int64_t v_stride, float scale, float *out) {
-    const int64_t heads = batch->kv_heads;
 #pragma omp parallel num_threads(batch->threads)
-    {
-#pragma omp for
-        for (int64_t i = 0; i < batch->num_runs; i++)
-            write_run(batch, batch->runs + i, pool, (Rows){k, k_stride}, (Rows){v, v_stride});
-#pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < batch->num_runs * heads; item++)
-            attend_run(batch, batch->runs + item / heads, item % heads, pool, (Rows){q, q_stride}, scale, out);
+    attend_rows(batch, pool, (Rows){q, q_stride}, (Rows){k, k_stride}, (Rows){v, v_stride}, scale, out);
+}
+
+void rotate_row(float *row, int64_t heads, int64_t head_dim, const float *cosines, const float *sines) {
+    const int64_t half = head_dim / 2;
+    for (int64_t h = 0; h < heads; h++) {
+        float *low = row + h * head_dim, *high = low + half;
+        for (int64_t i = 0; i < half; i++) {
+            const float a = low[i], b = high[i];
+            low[i] = a * cosines[i] + b * sines[i];
+            high[i] = b * cosines[half + i] + a * sines[half + i];
+        }
     }
 }
 
-// Rotates, in place, dimension i of every head together with dimension i + head_dim / 2. cosines, sines: [rows,
-// head_dim], the first half of the sines negated.
+// Rotates rows that lie `stride` numbers apart. cosines, sines: [rows, head_dim].
 void rotate(float *x, int64_t stride, int64_t rows, int64_t heads, int64_t head_dim, const float *cosines,
             const float *sines) {
-    const int64_t half = head_dim / 2;
     for (int64_t r = 0; r < rows; r++)
-        for (int64_t h = 0; h < heads; h++) {
-            float *low = x + r * stride + h * head_dim, *high = low + half;
-            const float *c = cosines + r * head_dim, *s = sines + r * head_dim;
-            for (int64_t i = 0; i < half; i++) {
-                const float a = low[i], b = high[i];
-                low[i] = a * c[i] + b * s[i];
-                high[i] = b * c[half + i] + a * s[half + i];
-            }
-        }
+        rotate_row(x + r * stride, heads, head_dim, cosines + r * head_dim, sines + r * head_dim);
 }

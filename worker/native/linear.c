@@ -8,13 +8,12 @@
 // fp32 and bf16 are multiplied in fp32. To meet int8 a row is rounded itself, to 16 bits with a scale for every group of
 // inputs; products are summed as integers within a group, without any error, and as fp32 from group to group. It takes
 // half of fp32's time; llama.cpp does likewise, with 8 bits. There the panels are [panels][ins / 2][PANEL][2].
-#include <stdbool.h>
+#include "linear.h"
+
+#include <omp.h>
 #include <stdlib.h>
 
-#include "tiles.h"
-
 enum { CHUNK_NUMBERS = 1 << 16 };  // of the rows that meet a panel in turn: half of a core's second cache
-enum { ONE_THREAD = 1 << 16 };     // multiplications that are not worth waking a thread
 
 int64_t linear_width(void) { return WIDTH; }
 int64_t linear_group(void) { return GROUP; }
@@ -113,47 +112,65 @@ static void round_row(const Linear *l, const float *x, int16_t *rounded, float *
     }
 }
 
-// The rows as the matrix wants to meet them. normalized, rounded, scales: memory for that where it is needed. To be
-// called by all threads.
-static Input prepare(const Linear *l, const float *x, int64_t rows, float *normalized, int16_t *rounded, float *scales) {
-    const int64_t ins = l->ins, groups = groups_of(l);
-#pragma omp for
-    for (int64_t r = 0; r < rows; r++) {
-        if (l->norm) normalize(l, x + r * ins, normalized + r * ins);
-        if (l->type == INT8)
-            round_row(l, (l->norm ? normalized : x) + r * ins, rounded + r * groups * GROUP, scales + r * groups);
-    }
-    return (Input){l->norm ? normalized : x, rounded, scales};
+// Parts of the memory that rows are prepared in; 16 bits come last, whatever their number.
+typedef struct {
+    float *normalized, *scales;
+    int16_t *rounded;
+} Memory;
+
+static Memory memory_parts(const Linear *l, int64_t rows, void *memory) {
+    float *normalized = memory, *scales = normalized + (l->norm ? rows * l->ins : 0);
+    return (Memory){normalized, scales, (int16_t *)(scales + (l->type == INT8 ? rows * groups_of(l) : 0))};
 }
 
-// out[row] = x[row] . matrix + bias + add[row]; gated: silu(x[row] . gates) * (x[row] . others).
-void linear(const Linear *l, const float *x, int64_t rows, const float *add, float *out) {
+int64_t linear_memory(const Linear *l, int64_t rows) {
+    const int64_t rounded = l->type == INT8 ? rows * groups_of(l) * GROUP * sizeof(int16_t) : 0;
+    return (char *)memory_parts(l, rows, NULL).rounded - (char *)NULL + rounded;
+}
+
+// The rows as the matrix wants to meet them.
+static Input prepare(const Linear *l, const float *x, int64_t rows, Memory memory) {
+    const int64_t ins = l->ins, groups = groups_of(l);
+    if (!l->norm && l->type != INT8) return (Input){.exact = x};
+#pragma omp for
+    for (int64_t r = 0; r < rows; r++) {
+        const float *row = x + r * ins;
+        if (l->norm) {
+            normalize(l, row, memory.normalized + r * ins);
+            row = memory.normalized + r * ins;
+        }
+        if (l->type == INT8) round_row(l, row, memory.rounded + r * groups * GROUP, memory.scales + r * groups);
+    }
+    return (Input){l->norm ? memory.normalized : x, memory.rounded, memory.scales};
+}
+
+bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; }
+
+void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory) {
     const int64_t ins = l->ins, outs = l->outs, panels = ratio_up(outs, l->gated ? WIDTH : PANEL);
     const int64_t chunk = rows <= ROWS ? rows : smaller(rows, ratio_up(CHUNK_NUMBERS, ins * ROWS) * ROWS);
     const int64_t chunks = ratio_up(rows, chunk), together = rows == 1 ? 4 : rows == 2 ? 2 : 1;
-    const int64_t runs = ratio_up(panels, together);
-    const int64_t threads = rows * ins * panels * PANEL > ONE_THREAD ? l->threads : 1;
-    float *normalized = l->norm ? malloc(rows * ins * sizeof(float)) : NULL;
-    int16_t *rounded = l->type == INT8 ? malloc(rows * groups_of(l) * GROUP * sizeof(int16_t)) : NULL;
-    float *scales = l->type == INT8 ? malloc(rows * groups_of(l) * sizeof(float)) : NULL;
-#pragma omp parallel num_threads(threads)
-    {
-        float *memory = l->type == BF16 && chunk > ROWS ? malloc(ins * PANEL * sizeof(float)) : NULL;
-        const Input input = prepare(l, x, rows, normalized, rounded, scales);
+    const int64_t runs = ratio_up(panels, together), threads = omp_get_num_threads();
+    float *unpacked = l->type == BF16 && chunk > ROWS ? malloc(ins * PANEL * sizeof(float)) : NULL;
+    const Input input = prepare(l, x, rows, memory_parts(l, rows, memory));
 #pragma omp for schedule(dynamic)
-        for (int64_t item = 0; item < chunks * runs; item++) {
-            const int64_t r = item / runs * chunk;
-            int64_t p = item % runs * together;
-            const int64_t end = smaller(p + together, panels), next = (item + threads) % runs * together;
-            while (p < end)
-                p += multiply_run(l, p, next, end - p, smaller(chunk, rows - r), input_from(l, input, r),
-                                  add ? add + r * outs : NULL, out + r * outs, memory);
-        }
-        free(memory);
+    for (int64_t item = 0; item < chunks * runs; item++) {
+        const int64_t r = item / runs * chunk;
+        int64_t p = item % runs * together;
+        const int64_t end = smaller(p + together, panels), next = (item + threads) % runs * together;
+        while (p < end)
+            p += multiply_run(l, p, next, end - p, smaller(chunk, rows - r), input_from(l, input, r),
+                              add ? add + r * outs : NULL, out + r * outs, unpacked);
     }
-    free(scales);
-    free(rounded);
-    free(normalized);
+    free(unpacked);
+}
+
+void linear(const Linear *l, const float *x, int64_t rows, const float *add, float *out) {
+    void *memory = malloc(linear_memory(l, rows));
+    const bool many = worth_threads(rows * l->ins * l->outs * (1 + l->gated));
+#pragma omp parallel num_threads(many ? l->threads : 1)
+    multiply_rows(l, x, rows, add, out, memory);
+    free(memory);
 }
 
 // Input k of a panel's column.

@@ -2,6 +2,8 @@
 #ifndef SKIPJOIN_TILES_H
 #define SKIPJOIN_TILES_H
 
+#include <stdbool.h>
+
 #include "vectors.h"
 
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers

@@ -1,0 +1,17 @@
+// What linear.c offers to other kernels.
+#ifndef SKIPJOIN_LINEAR_H
+#define SKIPJOIN_LINEAR_H
+
+#include "tiles.h"
+
+// Bytes that `multiply_rows` needs to prepare its rows.
+int64_t linear_memory(const Linear *l, int64_t rows);
+
+// Whether that many multiplications are worth waking other threads.
+bool worth_threads(int64_t multiplications);
+
+// out[row] = x[row] . matrix + bias + add[row]; gated: silu(x[row] . gates) * (x[row] . others). To be called by all
+// threads of a team with the same arguments; they leave it together. `add` may be `out`.
+void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory);
+
+#endif
