@@ -71,6 +71,35 @@ def test_it_equals_the_plain_path(group: int, head_dim: int, block_tokens: int, 
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 80)])
+def test_an_fp16_pool_gives_what_an_fp32_one_with_its_numbers_does(
+    group: int, head_dim: int, window: int | None
+) -> None:
+    half, exact = (random_cache(head_dim=head_dim, dtype=dtype) for dtype in (torch.float16, torch.float32))
+    exact.device.copy_(half.device)
+    batch = entries(half, LENGTHS)
+    actual = attend(half, open_kernel(half), batch, group=group, window=window)
+    attend(
+        exact, open_kernel(exact), batch, group=group, window=window
+    )  # writes keys and values of the batch, unrounded
+    torch.testing.assert_close(half.device, exact.device.half(), atol=0, rtol=0)
+    exact.device.copy_(half.device)
+    expected = attend(exact, None, batch, group=group, window=window)
+    torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_numbers_beyond_fp16_become_its_largest() -> None:
+    cache = random_cache(dtype=torch.float16)
+    kernel, (entry,) = open_kernel(cache), entries(cache, [1])
+    assert kernel is not None
+    k = torch.full((1, 3, 64), 1e6)
+    attention = kernel.attention(build_inputs([entry], 16, cache.torch_device))
+    out = attention(0, torch.zeros(1, 3, 64), k, -k, scale=1.0, window=None)
+    assert (cache.device[entry.blocks[0], 0, 0, :, 0] == 65504).all()
+    assert (out == -65504).all()
+
+
 def test_scores_of_any_size_are_as_exact_as_in_the_plain_path() -> None:
     cache = random_cache()
     cache.device[:, :, 0] *= 100.0

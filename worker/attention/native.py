@@ -34,9 +34,10 @@ class _Batch(ctypes.Structure):
         ("group", ctypes.c_int64),
         ("head_dim", ctypes.c_int64),
         ("block_tokens", ctypes.c_int64),
-        ("block_stride", ctypes.c_int64),
         ("window", ctypes.c_int64),
         ("threads", ctypes.c_int64),
+        ("block_stride", ctypes.c_int64),
+        ("half", ctypes.c_int64),
         ("runs", ctypes.c_void_p),
     )
 
@@ -60,7 +61,7 @@ class NativeAttention:
         self._attend = attend
         self._cache = cache
         self.pool = cache.device.data_ptr()  # of the first layer, in block 0
-        self.layer_stride = cache.device.stride(1)  # numbers from a layer to the next
+        self.layer_stride = cache.device.stride(1) * cache.dtype.itemsize  # bytes from a layer to the next
         self._segments = segments
         self._batches: dict[int | None, tuple[_Batch, int, Ints]] = {}
 
@@ -73,7 +74,7 @@ class NativeAttention:
         out = q.new_empty(tokens, heads * head_dim)
         self._attend(
             address,
-            self.pool + layer * self.layer_stride * q.itemsize,
+            self.pool + layer * self.layer_stride,
             q.data_ptr(),
             q.stride(0),
             k.data_ptr(),
@@ -100,7 +101,8 @@ class NativeAttention:
             group=group,
             head_dim=cache.head_dim,
             block_tokens=cache.block_tokens,
-            block_stride=cache.device.stride(0),
+            block_stride=cache.device.stride(0) * cache.dtype.itemsize,
+            half=cache.dtype == torch.float16,
             window=width,
             threads=torch.get_num_threads() if numbers > _ONE_THREAD else 1,
             runs=runs.ctypes.data,
@@ -112,7 +114,7 @@ def open_kernel(cache: KvCache) -> Kernel | None:
     """The kernel for `cache`, or None where torch has to do."""
     if cache.torch_device.type != "cpu":
         return None
-    if cache.dtype != torch.float32 or cache.head_dim % _WIDTH:
+    if cache.dtype not in (torch.float32, torch.float16) or cache.head_dim % _WIDTH:
         logger.info("attention is torch's: the native one has no %s heads of %d", cache.dtype, cache.head_dim)
         return None
     library = open_library()

@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "vectors.h"
 
 typedef struct {
     Linear qkv, out, gated, down;
@@ -14,8 +15,8 @@ typedef struct {
 typedef struct {  // an iteration
     int64_t layers, rows;
     const Batch *const *batches;    // of every layer, as its window sees the iteration
-    float *pool;                    // of the first layer, in block 0
-    int64_t layer_stride;           // numbers from a layer to the next
+    char *pool;                     // of the first layer, in block 0
+    int64_t layer_stride;           // bytes from a layer to the next
     const float *cosines, *sines;   // [rows][head_dim], as in attention.h
     float scale, epsilon;           // of scores; of the norm of heads
     double *seconds;                // spent by the parts below, added up over all layers
@@ -28,13 +29,11 @@ typedef struct {  // what a layer hands from one part to the next
     void *prepared;
 } Memory;
 
-static int64_t larger_of(int64_t a, int64_t b) { return a > b ? a : b; }
-
 int64_t layers_memory(const Layer *layers, int64_t count, int64_t rows) {
     int64_t most = 0;
     for (const Layer *layer = layers; layer < layers + count; layer++) {
         const Linear *all[] = {&layer->qkv, &layer->out, &layer->gated, &layer->down};
-        for (int i = 0; i < 4; i++) most = larger_of(most, linear_memory(all[i], rows));
+        for (int i = 0; i < 4; i++) most = greater(most, linear_memory(all[i], rows));
     }
     return most + rows * (layers->qkv.outs + layers->out.ins + layers->gated.outs) * sizeof(float);
 }
@@ -62,7 +61,7 @@ static void place_heads(const Iteration *it, const Layer *layer, const Batch *ba
     }
 }
 
-static void run_layer(const Iteration *it, const Layer *layer, const Batch *batch, float *pool, float *x, Memory m) {
+static void run_layer(const Iteration *it, const Layer *layer, const Batch *batch, char *pool, float *x, Memory m) {
     const int64_t rows = it->rows, stride = layer->qkv.outs, dim = batch->head_dim;
     const float *k = m.qkv + batch->kv_heads * batch->group * dim, *v = k + batch->kv_heads * dim;
     double since = omp_get_wtime();
@@ -90,8 +89,8 @@ void run_layers(const Iteration *it, const Layer *layers, float *x, void *memory
     int64_t multiplications = 0, threads = 1;
     for (int64_t i = 0; i < it->layers; i++) {
         const Linear *gated = &layers[i].gated;
-        multiplications = larger_of(multiplications, it->rows * gated->ins * gated->outs * 2);
-        threads = larger_of(threads, it->batches[i]->threads);
+        multiplications = greater(multiplications, it->rows * gated->ins * gated->outs * 2);
+        threads = greater(threads, it->batches[i]->threads);
     }
     if (worth_threads(multiplications)) threads = layers->gated.threads;
 #pragma omp parallel num_threads(threads)

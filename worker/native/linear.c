@@ -8,10 +8,10 @@
 // fp32 and bf16 are multiplied in fp32. To meet int8 a row is rounded itself, to 16 bits with a scale for every group of
 // inputs; products are summed as integers within a group, without any error, and as fp32 from group to group. It takes
 // half of fp32's time; llama.cpp does likewise, with 8 bits. There the panels are [panels][ins / 2][PANEL][2].
-#include "linear.h"
-
 #include <omp.h>
 #include <stdlib.h>
+
+#include "tiles.h"
 
 enum { CHUNK_NUMBERS = 1 << 16 };  // of the rows that meet a panel in turn: half of a core's second cache
 

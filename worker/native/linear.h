@@ -2,7 +2,19 @@
 #ifndef SKIPJOIN_LINEAR_H
 #define SKIPJOIN_LINEAR_H
 
-#include "tiles.h"
+#include <stdbool.h>
+#include <stdint.h>
+
+enum Type { FP32, BF16, INT8 };
+
+typedef struct {
+    int64_t ins, outs, type, gated, threads;
+    const void *matrix;   // gated: the first half of a panel are gates, the second what they let through
+    const float *scales;  // of int8: [panels][groups][PANEL]
+    const float *bias;    // [panels * PANEL], or none
+    const float *norm;    // of an RMS norm of the rows before, [ins], or none
+    float epsilon;
+} Linear;
 
 // Bytes that `multiply_rows` needs to prepare its rows.
 int64_t linear_memory(const Linear *l, int64_t rows);

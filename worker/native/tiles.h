@@ -2,23 +2,11 @@
 #ifndef SKIPJOIN_TILES_H
 #define SKIPJOIN_TILES_H
 
-#include <stdbool.h>
-
+#include "linear.h"
 #include "vectors.h"
 
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
 enum { GROUP = 32 };  // inputs that share a scale in int8
-
-enum Type { FP32, BF16, INT8 };
-
-typedef struct {
-    int64_t ins, outs, type, gated, threads;
-    const void *matrix;   // gated: the first half of a panel are gates, the second what they let through
-    const float *scales;  // of int8: [panels][groups][PANEL]
-    const float *bias;    // [panels * PANEL], or none
-    const float *norm;    // of an RMS norm of the rows before, [ins], or none
-    float epsilon;
-} Linear;
 
 typedef struct {  // a panel's numbers
     const void *matrix;
@@ -68,8 +56,11 @@ INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Pane
         UNROLLED for (int c = 0; c < columns; c++)
             column[c] = weights(type, panel.matrix, c / 2 * next + k * PANEL + c % 2 * WIDTH);
         UNROLLED for (int r = 0; r < rows; r++)
-            UNROLLED for (int c = 0; c < columns; c++)
-                sums[r][c] = fused(column[c], spread(x.exact[r * ins + k]), sums[r][c]);
+            UNROLLED for (int c = 0; c < columns; c++) {
+                const Vec number = spread(x.exact[r * ins + k]);
+                if (type == BF16) accumulate(&sums[r][c], column[c], number);
+                else sums[r][c] = fused(column[c], number, sums[r][c]);  // from memory, which is faster there
+            }
     }
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];

@@ -1,4 +1,4 @@
-// Vectors of fp32 numbers, as wide as this CPU has them, and what all kernels do with them.
+// Vectors of fp32 numbers, and what all kernels do with them.
 #ifndef SKIPJOIN_VECTORS_H
 #define SKIPJOIN_VECTORS_H
 
@@ -9,7 +9,9 @@
 #include <immintrin.h>
 #endif
 
-#ifdef __AVX512F__
+// As wide as this CPU has them, or NARROW.
+#if defined(__AVX512F__) && !defined(NARROW)
+#define WIDE
 enum { WIDTH = 16 };
 #else
 enum { WIDTH = 8 };
@@ -23,10 +25,15 @@ typedef int8_t Bytes __attribute__((vector_size(2 * WIDTH), aligned(1), may_alia
 #define UNROLLED _Pragma("GCC unroll 32")
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t ratio_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 INLINE Vec chosen(Ints mask, Vec yes, Vec no) { return (Vec)((mask & (Ints)yes) | (~mask & (Ints)no)); }
-INLINE Vec larger(Vec a, Vec b) { return chosen(a < b, b, a); }  // a where it is no number
+#if defined(__AVX2__) && !defined(WIDE)
+INLINE Vec larger(Vec a, Vec b) { return _mm256_max_ps(b, a); }  // a where one is no number
+#else
+INLINE Vec larger(Vec a, Vec b) { return chosen(a < b, b, a); }
+#endif
 
 INLINE Vec from_floats(const float *x) { return *(const Vec *)x; }
 INLINE Vec from_halves(const uint16_t *x) {  // bf16 is the upper half of fp32
@@ -37,9 +44,9 @@ INLINE Vec from_halves(const uint16_t *x) {  // bf16 is the upper half of fp32
 typedef int16_t Pairs __attribute__((vector_size(4 * WIDTH), aligned(2), may_alias));
 
 INLINE Pairs pairs_from_bytes(const int8_t *x) {  // gcc 12 makes ten times as many instructions of convertvector
-#if defined(__AVX512BW__)
+#if defined(__AVX512BW__) && defined(WIDE)
     return (Pairs)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)x));
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(__AVX2__) && !defined(WIDE)
     return (Pairs)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)x));
 #else
     return __builtin_convertvector(*(const Bytes *)x, Pairs);
@@ -54,9 +61,9 @@ INLINE Pairs spread_pair(const int16_t *x) {
 
 // Each pair's two products, summed.
 INLINE Ints products(Pairs a, Pairs b) {
-#if defined(__AVX512BW__)
+#if defined(__AVX512BW__) && defined(WIDE)
     return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__) && !defined(__AVX512F__)
+#elif defined(__AVX2__) && !defined(WIDE)
     return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
     const Ints left = (Ints)a, right = (Ints)b;
@@ -73,7 +80,7 @@ INLINE float total(Vec x) {
 }
 
 // a * b + c: rounded once where the CPU can do that.
-#if defined(__AVX512F__)
+#ifdef WIDE
 INLINE Vec fused(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE Vec spread(float x) { return _mm512_set1_ps(x); }
 #elif defined(__FMA__)
@@ -83,6 +90,15 @@ INLINE Vec spread(float x) { return _mm256_set1_ps(x); }
 INLINE Vec fused(Vec a, Vec b, Vec c) { return a * b + c; }
 INLINE Vec spread(float x) { return x - (Vec){0}; }
 #endif
+
+// *sum += a * b, in a register: left alone, gcc moves sums about, or keeps one of twelve in memory, and all wait for it.
+INLINE void accumulate(Vec *sum, Vec a, Vec b) {
+#ifdef __FMA__
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+#else
+    *sum = fused(a, b, *sum);
+#endif
+}
 
 // e^x for x <= 0 within 2e-7, and at least e^-87: 2^n * e^r with |r| < 0.35.
 INLINE Vec exponential(Vec x) {
