@@ -10,6 +10,7 @@ Policy = Literal["skip-join", "mlfq", "fcfs", "static", "srpt"]
 KvStrategy = Literal["proactive", "reactive", "recompute", "defer"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Stored = Literal["exact", "bf16", "int8"]
+KvDtype = Literal["auto", "exact", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 ToolFormatName = Literal["auto", "hermes", "llama", "mistral"]
 ReasoningMode = Literal["auto", "on", "off"]
@@ -64,6 +65,9 @@ class Config:
     weights: Stored = "exact"
     """How a CPU keeps matrices. exact: in --dtype. bf16 and int8 (in groups of 32) round them and need less memory,
     which is what small batches wait for; int8 is the fastest at any size, and multiplies integers of 16 and 8 bits."""
+    kv_cache_dtype: KvDtype = "auto"
+    """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 halves their memory, and the time
+    that attention waits for it. auto: exact with --weights exact, else fp16."""
     device: Device = "auto"
     """Where the stages compute. auto: CUDA where every stage can have it, else the CPU."""
     threads: int | None = None

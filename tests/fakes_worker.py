@@ -98,7 +98,14 @@ def greedy_tokens(prompt: list[int], count: int, spec: ModelSpec = SPEC) -> list
     return tokens[len(prompt) :]
 
 
-def make_cache(device: str = "cpu", *, num_layers: int = 3, blocks: int = 32, host_blocks: int = 32) -> KvCache:
+def make_cache(
+    device: str = "cpu",
+    *,
+    num_layers: int = 3,
+    blocks: int = 32,
+    host_blocks: int = 32,
+    dtype: torch.dtype = torch.float32,
+) -> KvCache:
     return KvCache(
         SPEC,
         num_layers=num_layers,
@@ -106,7 +113,7 @@ def make_cache(device: str = "cpu", *, num_layers: int = 3, blocks: int = 32, ho
         num_device_blocks=blocks,
         num_host_blocks=host_blocks,
         device=torch.device(device),
-        dtype=torch.float32,
+        dtype=dtype,
     )
 
 

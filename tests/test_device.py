@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -9,7 +10,7 @@ from fakes_worker import CONFIG, SPEC
 from common.config import ConfigError
 from worker.device import HostShare, Placement, _free_in_cgroup, kv_budget, place
 
-CPU = Placement(torch.device("cpu"), torch.float32, 1)
+CPU = Placement(torch.device("cpu"), torch.float32, torch.float32, 1)
 
 
 def test_ranks_that_share_their_cores_divide_them() -> None:
@@ -39,6 +40,38 @@ def test_a_cpu_computes_in_fp32_unless_told_otherwise() -> None:
     assert place(replace(CONFIG, dtype="bf16"), spec, HostShare()).dtype_name == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "fp32"),
+        ({"kv_cache_dtype": "fp16"}, "fp32, KV in fp16"),
+        ({"weights": "bf16"}, "fp32, weights in bf16, KV in fp16"),
+        ({"weights": "int8"}, "fp32, weights in int8, KV in fp16"),
+        ({"weights": "int8", "kv_cache_dtype": "exact"}, "fp32, weights in int8"),
+        ({"dtype": "fp16"}, "fp16"),
+    ],
+)
+def test_keys_and_values_are_kept_as_exactly_as_matrices_unless_told_otherwise(
+    options: dict[str, Any], name: str
+) -> None:
+    placement = place(replace(CONFIG, **options), SPEC, HostShare())
+    assert placement.dtype_name == name
+    assert placement.kv_dtype == (torch.float16 if "KV" in name else placement.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"weights": "int8"}, "--weights int8"),
+        ({"kv_cache_dtype": "fp16"}, "--kv-cache-dtype fp16"),
+    ],
+)
+def test_only_stages_that_compute_in_fp32_round_what_they_keep(option: dict[str, Any], named: str, dtype: str) -> None:
+    with pytest.raises(ConfigError, match=f"{named} is for stages that compute in fp32 on a CPU"):
+        place(replace(CONFIG, dtype=dtype, **option), SPEC, HostShare())
+
+
 def test_the_placement_says_what_it_is_and_torch_obeys_it() -> None:
     before = torch.get_num_threads()
     assert place(replace(CONFIG, threads=None), SPEC, HostShare(cores=1)).name == "cpu, 1 thread"
@@ -60,7 +93,14 @@ def test_stages_of_one_host_spread_over_its_gpus_in_the_checkpoints_type() -> No
     gpus = torch.cuda.device_count()
     placements = [place(replace(CONFIG, device="auto"), spec, HostShare(index=i, stages=9)) for i in range(gpus + 1)]
     assert [p.device.index for p in placements] == [*range(gpus), 0]
-    assert placements[0].dtype == torch.bfloat16
+    assert (placements[0].dtype, placements[0].kv_dtype) == (torch.bfloat16, torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")
+def test_a_gpu_keeps_keys_and_values_as_they_are_computed() -> None:
+    with pytest.raises(ConfigError, match="--kv-cache-dtype fp16 is for stages that compute in fp32 on a CPU"):
+        place(replace(CONFIG, device="cuda", dtype="fp32", kv_cache_dtype="fp16"), SPEC, HostShare())
 
 
 def test_exact_numbers_of_blocks_go_before_sizes() -> None:

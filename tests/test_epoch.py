@@ -1,4 +1,5 @@
 import pytest
+import torch
 from fakes_worker import SPEC, FakeJob, FakeStage, greedy_tokens, make_cache
 
 from common.records import Plan
@@ -12,7 +13,15 @@ from worker.runner import Runner
 def open_epoch(cache: KvCache) -> Epoch:
     (stage,) = partition(SPEC, 1)
     link = LocalLink(None, None, 0.1)
-    runner = Runner(FakeStage(SPEC, stage), stage, cache, link, hidden_size=SPEC.hidden_size, timeout_s=10.0)
+    runner = Runner(
+        FakeStage(SPEC, stage),
+        stage,
+        cache,
+        link,
+        hidden_size=SPEC.hidden_size,
+        dtype=torch.float32,
+        timeout_s=10.0,
+    )
     return Epoch(4, runner, cache, link)
 
 

@@ -3,11 +3,13 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_model import write_tiny_model
 
 from launch.bench.iteration import IterationBench, Watch
+from launch.bench.limits import Limits
 from worker.models.native_layers import PARTS
 
 
@@ -18,6 +20,16 @@ def test_a_part_within_another_stops_the_outer_ones_clock(monkeypatch: pytest.Mo
     with watch.part("outer"), watch.part("inner"):
         pass
     assert watch.seconds == {"outer": 1.0 + 4.0, "inner": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "kv_bytes"), [({}, 4), ({"weights": "int8"}, 2), ({"kv_cache_dtype": "fp16"}, 2)], ids=str
+)
+def test_the_bound_reads_keys_and_values_as_they_are_kept(
+    tmp_path: Path, options: dict[str, Any], kv_bytes: int
+) -> None:
+    bench = IterationBench(model=str(write_tiny_model(tmp_path)), threads=1, **options)
+    assert bench._bounds(Limits(1.0, 1.0)).kv_bytes == kv_bytes
 
 
 @pytest.mark.parametrize("weights", ["exact", "int8"])

@@ -46,10 +46,28 @@ def test_what_is_not_finite_is_stored_as_zero() -> None:
     assert cache.device[0, 0, 0, 0, 0, :2].tolist() == [0.0, 0.0]
 
 
+def test_fp16_rounds_numbers_and_bounds_those_that_are_too_large_for_it() -> None:
+    cache = make_cache(dtype=torch.float16)
+    k, v = random_kv(1, "cpu")
+    k[0, 0, :5] = torch.tensor([65504.0, 65519.0, 1e5, torch.inf, torch.nan])
+    v[0, 1, :3] = torch.tensor([-7e4, -1e38, -torch.inf])
+    stored = cache.write(1, cache.write_index(torch.tensor([0])), k, v)
+    assert cache.device[0, 1, 0, 0, 0, :5].tolist() == [65504.0, 65504.0, 65504.0, 0.0, 0.0]
+    assert cache.device[0, 1, 1, 1, 0, :3].tolist() == [-65504.0, -65504.0, 0.0]
+    assert torch.equal(cache.device[0, 1, 0, 1, 0], k[0, 1].half())
+    assert torch.equal(stored, cache.device[0, 1, :, :, 0].unsqueeze(1))
+
+
 def test_the_layers_of_a_block_are_one_contiguous_region_of_the_announced_size() -> None:
     cache = make_cache(num_layers=2)
     assert cache.device[3].is_contiguous()
     assert cache.device[3].nbytes == cache.host[3].nbytes == block_bytes(SPEC, 2, BLOCK_TOKENS, torch.float32)
+
+
+def test_in_fp16_a_block_takes_half_the_memory() -> None:
+    cache = make_cache(num_layers=2, dtype=torch.float16)
+    assert cache.device[3].nbytes == cache.host[3].nbytes == block_bytes(SPEC, 2, BLOCK_TOKENS, torch.float16)
+    assert 2 * cache.device.nbytes == make_cache(num_layers=2).device.nbytes
 
 
 def test_a_cache_without_host_blocks_is_possible() -> None:

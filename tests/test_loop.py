@@ -113,6 +113,17 @@ def test_ready_says_what_the_stage_can_give() -> None:
     workers.stop()
 
 
+def test_keys_and_values_in_fp16_make_blocks_half_as_large() -> None:
+    workers = Workers([0], replace(CONFIG, kv_cache_dtype="fp16"))
+    ready = workers.reports(Ready, 1)[1]
+    assert isinstance(ready, Ready)
+    assert ready.dtype == "fp32, KV in fp16"
+    assert ready.block_bytes == block_bytes(SPEC, 3, CONFIG.block_tokens, torch.float16)
+    workers.set_up([1])
+    assert len(workers.generate(FakeJob(0, [5, 17, 3], [3, 1, 2]), 6)) == 6
+    workers.stop()
+
+
 def test_plans_in_flight_are_answered_in_order() -> None:
     workers = Workers([0, 1])
     workers.reports(Ready, 2)

@@ -39,11 +39,19 @@ class Job:
 class World:
     """One cache and some jobs in it; `step` runs an iteration and checks every row of its output."""
 
-    def __init__(self, backend: str, window: int | None, heads: int = 4, *, blocks: int = 64) -> None:
+    def __init__(
+        self,
+        backend: str,
+        window: int | None,
+        heads: int = 4,
+        *,
+        blocks: int = 64,
+        kv_dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.device = device = backend.removesuffix(NATIVE)
         self.window = window
         self.heads = heads
-        self.cache = make_cache(device, num_layers=LAYERS, blocks=blocks, host_blocks=blocks)
+        self.cache = make_cache(device, num_layers=LAYERS, blocks=blocks, host_blocks=blocks, dtype=kv_dtype)
         self.free = torch.randperm(blocks, generator=torch.Generator().manual_seed(1)).tolist()
         self.scratch = Scratch(self.cache)
         self.kernel = open_kernel(self.cache) if backend.endswith(NATIVE) else None
@@ -62,7 +70,8 @@ class World:
         ).to(self.device)
         q, k, v = random(self.heads), random(SPEC.num_kv_heads), random(SPEC.num_kv_heads)
         dense = DenseAttention()
-        expected = [dense(i, q[i], k[i], v[i], scale=SCALE, window=self.window) for i in range(LAYERS)]
+        kept_k, kept_v = (numbers.to(self.cache.dtype).float() for numbers in (k, v))
+        expected = [dense(i, q[i], kept_k[i], kept_v[i], scale=SCALE, window=self.window) for i in range(LAYERS)]
         blocks = [self.free.pop() for _ in range(-(-length // BLOCK_TOKENS))]
         return Job(q, k, v, blocks, torch.stack(expected))
 
@@ -200,26 +209,27 @@ def test_queries_that_are_slices_of_a_joined_projection_are_fine(backend: str) -
     world.step((job, 1))
 
 
+def test_prompts_chunks_and_decoding_jobs_meet_keys_and_values_as_fp16_keeps_them(
+    device: str, window: int | None
+) -> None:
+    world = World(device, window, kv_dtype=torch.float16)
+    prompt, chunked, decoded = world.add(12, 30, 20)
+    world.step((prompt, 11), (chunked, 8), (decoded, 5))
+    world.step((prompt, 1), (chunked, 21), (decoded, 1))
+    for _ in range(14):
+        world.step((decoded, 1))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_decoding_is_as_exact_as_its_inputs(device: str, dtype: torch.dtype) -> None:
-    exact, rounded = World(device, None), World(device, None)
-    rounded.cache = rounded.cache.__class__(
-        SPEC,
-        num_layers=LAYERS,
-        block_tokens=BLOCK_TOKENS,
-        num_device_blocks=64,
-        num_host_blocks=0,
-        device=torch.device(device),
-        dtype=dtype,
-    )
-    (job,) = exact.add(30)
+    world = World(device, None, kv_dtype=dtype)
+    (job,) = world.add(30)
     q, k, v = (getattr(job, name)[0].to(dtype) for name in "qkv")
     expected = DenseAttention()(0, q.float(), k.float(), v.float(), scale=SCALE, window=None)
-    scratch = Scratch(rounded.cache)
     for start, count in ((0, 20), (20, 9), (29, 1)):
         entry = Entry(0, start, [0] * count, job.blocks, None)
         inputs = build_inputs([entry], BLOCK_TOKENS, torch.device(device))
-        attention = PagedAttention(rounded.cache, scratch, inputs)
+        attention = PagedAttention(world.cache, world.scratch, inputs)
         span = slice(start, start + count)
         out = attention(0, q[span], k[span], v[span], scale=SCALE, window=None)
         torch.testing.assert_close(out.float(), expected[span], atol=2e-2, rtol=2e-2)

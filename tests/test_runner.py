@@ -16,18 +16,25 @@ from worker.runner import Runner
 class Pipeline:
     """All stages in one thread: a plan goes through them one after the other."""
 
-    def __init__(self, num_stages: int = 1, device: str = "cpu", *, graph_jobs: int = 0) -> None:
+    def __init__(
+        self,
+        num_stages: int = 1,
+        device: str = "cpu",
+        *,
+        graph_jobs: int = 0,
+        kv_dtype: torch.dtype = torch.float32,
+    ) -> None:
         wiring = LocalWiring(timeout_s=0.1)
         setup = Setup(1, list(range(1, num_stages + 1)), 32, 32, "", 0)
         self.runners: list[Runner] = []
         self.copiers: list[Copier] = []
         for stage in partition(SPEC, num_stages):
-            cache = make_cache(device, num_layers=len(stage.layers))
+            cache = make_cache(device, num_layers=len(stage.layers), dtype=kv_dtype)
             self.copiers.append(open_copier(cache))
             model = FakeStage(SPEC, stage, device)
             link = wiring.connect(setup, stage.index)
             sizes = {"hidden_size": SPEC.hidden_size, "graph_jobs": graph_jobs}
-            self.runners.append(Runner(model, stage, cache, link, timeout_s=10.0, **sizes))
+            self.runners.append(Runner(model, stage, cache, link, dtype=torch.float32, timeout_s=10.0, **sizes))
         self.caches = [runner._cache for runner in self.runners]
         self.seq = 0
 
@@ -86,6 +93,19 @@ def test_an_iteration_waits_for_the_gpu_only_where_it_fetches_its_answer(graph_j
         assert None not in pipeline.run(*batch, offloads=[(5, 1)], uploads=[(2, 6)]).tokens
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_stages_that_keep_keys_and_values_in_fp16_say_the_same() -> None:
+    # No two of the tokens are so close that rounding decides.
+    assert generate(Pipeline(2, kv_dtype=torch.float16), [FakeJob(0, [5, 17, 3], [0, 1, 2])], 6) == [
+        greedy_tokens([5, 17, 3], 6)
+    ]
+
+
+def test_what_is_handed_on_for_an_empty_batch_has_the_type_of_activations_not_of_the_cache() -> None:
+    first, second = Pipeline(2, kv_dtype=torch.float16).runners
+    first.run(Plan(1, 1, [], [], [], False), ThreadCopies(None))
+    assert second._link.receive(1).dtype == torch.float32
 
 
 def test_a_prompt_in_chunks_says_the_same_and_only_its_last_chunk_gives_a_token() -> None:

@@ -12,6 +12,7 @@ from common.config import Config, ConfigError, Stored, parse_bytes
 from common.model_spec import ModelSpec
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 # Shares of free memory that KV takes when the user names no size; see Config.
 _CUDA_SHARE, _CPU_SHARE, _HOST_SHARE = 0.8, 0.15, 0.25
 
@@ -51,7 +52,8 @@ class Placement:
     """A stage's device and type."""
 
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of what is computed
+    kv_dtype: torch.dtype  # of keys and values in the cache
     threads: int
     stored: Stored = "exact"  # how matrices are kept
 
@@ -64,8 +66,10 @@ class Placement:
 
     @property
     def dtype_name(self) -> str:
-        name = next(name for name, dtype in _DTYPES.items() if dtype == self.dtype)
-        return name if self.stored == "exact" else f"{name}, weights in {self.stored}"
+        """The type, and what is kept in another: `fp32, weights in int8, KV in fp16`. Times depend on each of them."""
+        weights = "" if self.stored == "exact" else f", weights in {self.stored}"
+        kv = "" if self.kv_dtype == self.dtype else f", KV in {_NAMES[self.kv_dtype]}"
+        return f"{_NAMES[self.dtype]}{weights}{kv}"
 
 
 def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
@@ -77,9 +81,16 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dtype = _DTYPES[auto if config.dtype == "auto" else config.dtype]
-    if config.weights != "exact" and (device.type, dtype) != ("cpu", torch.float32):
-        raise ConfigError(f"--weights {config.weights} is for stages that compute in fp32 on a CPU")
-    return Placement(device, dtype, threads, config.weights)
+    for option, kept in (("--weights", config.weights), ("--kv-cache-dtype", config.kv_cache_dtype)):
+        if kept not in ("auto", "exact") and (device.type, dtype) != ("cpu", torch.float32):
+            raise ConfigError(f"{option} {kept} is for stages that compute in fp32 on a CPU")
+    return Placement(device, dtype, _kv_dtype(config, dtype), threads, config.weights)
+
+
+def _kv_dtype(config: Config, dtype: torch.dtype) -> torch.dtype:
+    """Who takes rounded matrices takes rounded keys and values as well, unless told otherwise."""
+    rounded = config.weights != "exact" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype == "fp16"
+    return torch.float16 if rounded else dtype
 
 
 def _device(config: Config, share: HostShare) -> torch.device:

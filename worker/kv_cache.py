@@ -64,11 +64,19 @@ class KvCache:
         block_rows = self._block_index(slots // self.block_tokens)  # [2, tokens, kv_heads]
         return (block_rows * self.block_tokens + (slots % self.block_tokens)[:, None]).flatten()
 
-    def write(self, layer: int, index: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k and v, [tokens, kv_heads, head_dim], at `write_index(slots)`; what is not finite becomes 0."""
+    def write(self, layer: int, index: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v, [tokens, kv_heads, head_dim], at `write_index(slots)`; what is not finite becomes 0.
+
+        Returns both as they are stored, [2, tokens, kv_heads, head_dim]: in the cache's type, whose largest number
+        stands for those that are larger.
+        """
         rows = torch.stack((k, v)).nan_to_num_(0.0, 0.0, 0.0)
+        if rows.dtype != self.dtype:
+            largest = torch.finfo(self.dtype).max
+            rows = rows.clamp_(-largest, largest).to(self.dtype)
         first = layer * 2 * self.kv_heads * self.block_tokens
         self._slot_rows[first:].index_copy_(0, index, rows.view(-1, self.head_dim))
+        return rows
 
     def gather(self, tables: Tensor, memory: Tensor) -> "Gather":
         """Prepare to read `tables`, [jobs, blocks], into `memory`, flat and of `gather_size(tables)` numbers."""

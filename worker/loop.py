@@ -199,7 +199,7 @@ class Worker:
         )
 
     def _block_bytes(self, stage: Stage) -> int:
-        return block_bytes(self._model.spec, len(stage.layers), self._config.block_tokens, self._placement.dtype)
+        return block_bytes(self._model.spec, len(stage.layers), self._config.block_tokens, self._placement.kv_dtype)
 
     # ------------------------------------------------------------------------ epochs
 
@@ -223,6 +223,7 @@ class Worker:
             cache,
             link,
             hidden_size=self._model.spec.hidden_size,
+            dtype=self._placement.dtype,
             timeout_s=self._config.iteration_timeout,
             graph_jobs=self._config.max_batch_jobs if self._config.cuda_graphs else 0,
         )
@@ -242,7 +243,7 @@ class Worker:
                 num_device_blocks=setup.num_device_blocks,
                 num_host_blocks=setup.num_host_blocks,
                 device=self._placement.device,
-                dtype=self._placement.dtype,
+                dtype=self._placement.kv_dtype,
             )
         return self._cache
 

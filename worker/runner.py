@@ -34,15 +34,17 @@ class Runner:
         link: Link,
         *,
         hidden_size: int,
+        dtype: torch.dtype,
         timeout_s: float,
         graph_jobs: int = 0,
     ) -> None:
-        """graph_jobs: jobs up to which decode iterations become CUDA graphs, on devices that have them."""
+        """dtype: of activations. graph_jobs: up to which decode iterations become CUDA graphs, on devices with them."""
         self._model = model
         self._stage = stage
         self._cache = cache
         self._link = link
         self._hidden_size = hidden_size
+        self._dtype = dtype
         self._timeout_s = timeout_s
         self._device = cache.torch_device
         self._scratch = Scratch(cache)
@@ -134,7 +136,7 @@ class Runner:
         return [score(self._model.logits, own, entry) for own, entry in zip(rows, entries, strict=True)]
 
     def _zeros(self, rows: int) -> Tensor:
-        return torch.zeros(rows, self._hidden_size, dtype=self._cache.dtype, device=self._device)
+        return torch.zeros(rows, self._hidden_size, dtype=self._dtype, device=self._device)
 
 
 def _placed(places: list[int], answers: list[T | None], num_entries: int) -> list[T | None]:

@@ -71,7 +71,7 @@ class DeviceBench:
         self._config, self._iterations, self._block_tokens = config, iterations, config.block_tokens
         (stage,) = partition(spec, 1)
         model = load_llama(spec, stage, RandomWeights(device, dtype), lambda done, total: None)
-        self._block_bytes = block_bytes(spec, spec.num_layers, config.block_tokens, dtype)
+        self._block_bytes = block_bytes(spec, spec.num_layers, config.block_tokens, placement.kv_dtype)
         blocks = self._blocks(tokens) + jobs + _COPIED_BLOCKS  # A job's last block is not full.
         self._cache = KvCache(
             spec,
@@ -80,14 +80,21 @@ class DeviceBench:
             num_device_blocks=_affordable(blocks, self._block_bytes, device),
             num_host_blocks=_COPIED_BLOCKS,
             device=device,
-            dtype=dtype,
+            dtype=placement.kv_dtype,
         )
         self._copier = open_copier(self._cache)
 
         def runner(graph_jobs: int) -> Runner:
             link = LocalLink(None, None, 0.0)
             return Runner(
-                model, stage, self._cache, link, hidden_size=spec.hidden_size, timeout_s=60.0, graph_jobs=graph_jobs
+                model,
+                stage,
+                self._cache,
+                link,
+                hidden_size=spec.hidden_size,
+                dtype=dtype,
+                timeout_s=60.0,
+                graph_jobs=graph_jobs,
             )
 
         self._runner, self._plain = runner(jobs if config.cuda_graphs else 0), runner(0)

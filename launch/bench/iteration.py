@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.config import Config, Stored
+from common.config import Config, KvDtype, Stored
 from common.model_files import locate
 from common.records import Result, decode_order, decode_report, encode
 from common.spec_reader import read_spec
@@ -23,12 +23,11 @@ from gateway.generation import Generation
 from gateway.scheduling.cost import LinearCost
 from gateway.scheduling.scheduler import Scheduler
 from gateway.text.text_model import load_text_model
-from launch.bench.limits import Bounds, measure_limits
+from launch.bench.limits import Bounds, Limits, measure_limits
 
 _COST = LinearCost(decode=0.04, prefill_per_token=0.0015)
 _WARM_UP = 2  # iterations
 _PROMPTS = 3  # that are timed
-_KV_BYTES = 4  # of a number in the KV cache: on a CPU it is fp32
 _BYTES_PER_WEIGHT: dict[Stored, int] = {"exact": 4, "bf16": 2, "int8": 1}
 
 
@@ -91,6 +90,8 @@ class IterationBench:
     """Model as for `serve`. Default: the embedded one."""
     weights: Stored = "exact"
     """How matrices are kept, as for `serve`."""
+    kv_cache_dtype: KvDtype = "auto"
+    """How keys and values are kept, as for `serve`."""
     threads: int | None = None
     """CPU threads. Default: all cores."""
     jobs: tuple[int, ...] = (1, 4, 16)
@@ -109,17 +110,16 @@ class IterationBench:
             total = sum(ms_by_part.values())
             print(f"{jobs:3} jobs: {total:7.2f} ms, {1000 * jobs / total:6.1f} tok/s  |  {parts}")
         rows = [{"jobs": jobs, "ms": ms_by_part} for jobs, ms_by_part in medians.items()]
-        shares = self._shares(medians)
-        print(
-            json.dumps({"bench": "iteration", "weights": self.weights, "context": self.context, "rows": rows, **shares})
-        )
+        kept = {"weights": self.weights, "kv_cache_dtype": self.kv_cache_dtype}
+        report = {"bench": "iteration", **kept, "context": self.context, "rows": rows, **self._shares(medians)}
+        print(json.dumps(report))
         return 0
 
     def _shares(self, medians: dict[int, dict[str, float]]) -> dict[str, float]:
         """One job and a long prompt against what the machine could do at best; tells it, too."""
         prompt_s = statistics.median(self._measure_prompt() for _ in range(_PROMPTS))
         limits = measure_limits()
-        bounds = Bounds(limits, read_spec(locate(self.model)), _BYTES_PER_WEIGHT[self.weights], _KV_BYTES)
+        bounds = self._bounds(limits)
         found = {"bytes_per_s": limits.bytes_per_s, "flops_per_s": limits.flops_per_s, "prompt_s": prompt_s}
         found["prompt_share_of_bound"] = bounds.prompt_s(self.prompt) / prompt_s
         print(
@@ -134,6 +134,13 @@ class IterationBench:
                 f"{limits.bytes_per_s / 1e9:.0f} GB/s allows"
             )
         return found
+
+    def _bounds(self, limits: Limits) -> Bounds:
+        from worker.device import HostShare, place  # noqa: PLC0415 - a command line that measures nothing needs no torch
+
+        spec = read_spec(locate(self.model))
+        placement = place(self._config(1, self.context), spec, HostShare())
+        return Bounds(limits, spec, _BYTES_PER_WEIGHT[self.weights], placement.kv_dtype.itemsize)
 
     def _measure_prompt(self) -> float:
         """Seconds that the iteration with the whole of a prompt takes."""
@@ -182,6 +189,7 @@ class IterationBench:
         return Config(
             model=self.model,
             weights=self.weights,
+            kv_cache_dtype=self.kv_cache_dtype,
             threads=self.threads,
             device="cpu",
             policy="fcfs",
@@ -209,11 +217,12 @@ def _stage(config: Config, blocks: int, watch: Watch) -> tuple[Any, Any]:
         num_device_blocks=blocks,
         num_host_blocks=0,
         device=placement.device,
-        dtype=placement.dtype,
+        dtype=placement.kv_dtype,
     )
     watched = _WatchedModel(model.load(stage, placement, lambda done, total: None), watch)
     link, hidden_size = LocalLink(None, None, 0.0), model.spec.hidden_size
-    return Runner(watched, stage, cache, link, hidden_size=hidden_size, timeout_s=60.0), ThreadCopies(None)
+    runner = Runner(watched, stage, cache, link, hidden_size=hidden_size, dtype=placement.dtype, timeout_s=60.0)
+    return runner, ThreadCopies(None)
 
 
 def _medians(seconds: list[dict[str, float]]) -> dict[str, float]:

@@ -3,7 +3,8 @@
 In torch, on any device: where there is a native kernel (native.py) this is its reference. Decoding jobs are gathered
 from their blocks, a few jobs of similar length at a time, and attended with one batched product. Prompts go through
 torch's fused attention, one job at a time. Query heads that share a KV head are rows of one matrix, so keys and values
-are never repeated.
+are never repeated. The cache may round them: every query meets them as they are stored, in a whole prompt as well, or a
+token's numbers would tell how its prompt was computed. Scores and sums are in the type of the queries.
 """
 
 import math
@@ -83,8 +84,10 @@ class PagedAttention:
         self._layouts: dict[int | None, _Layout] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None) -> Tensor:
-        self._cache.write(layer, self._write_index, k, v)
-        layout = self._layouts.get(window) or self._layouts.setdefault(window, self._lay_out(window or _UNLIMITED))
+        k, v = self._cache.write(layer, self._write_index, k, v)
+        layout = self._layouts.get(window) or self._layouts.setdefault(
+            window, self._lay_out(window or _UNLIMITED, q.dtype)
+        )
         tokens, heads, head_dim = q.shape
         grouped = q.view(tokens, k.shape[1], -1, head_dim)  # [tokens, kv_heads, group, head_dim]
         out = q.new_empty(grouped.shape)
@@ -98,7 +101,7 @@ class PagedAttention:
             out[chunk.rows] = _prompt(grouped[chunk.rows], keys, values, chunk.mask, scale)
         return out.view(tokens, heads * head_dim)
 
-    def _lay_out(self, window: int) -> _Layout:
+    def _lay_out(self, window: int, dtype: torch.dtype) -> _Layout:
         decoding: list[Segment] = []
         whole: list[slice] = []
         chunks: list[_Chunk] = []
@@ -109,9 +112,9 @@ class PagedAttention:
                 whole.append(slice(segment.first, segment.first + segment.count))
             else:
                 chunks.extend(self._chunks(segment, window))
-        return _Layout([self._bucket(similar, window) for similar in _similar(decoding, window)], whole, chunks)
+        return _Layout([self._bucket(similar, window, dtype) for similar in _similar(decoding, window)], whole, chunks)
 
-    def _bucket(self, jobs: list[Segment], window: int) -> _Bucket:
+    def _bucket(self, jobs: list[Segment], window: int, dtype: torch.dtype) -> _Bucket:
         block_tokens = self._cache.block_tokens
         ends = np.array([s.end for s in jobs])[:, None]
         starts = np.maximum(ends - window, 0)
@@ -123,9 +126,7 @@ class PagedAttention:
             table[: len(blocks)] = blocks
         slots = first_blocks * block_tokens + np.arange(num_blocks * block_tokens)  # [jobs, slots]
         visible = torch.from_numpy((slots >= starts) & (slots < ends)).to(self._device)
-        mask = torch.zeros(visible.shape, dtype=self._cache.dtype, device=self._device).masked_fill_(
-            ~visible, -math.inf
-        )
+        mask = torch.zeros(visible.shape, dtype=dtype, device=self._device).masked_fill_(~visible, -math.inf)
         return _Bucket(
             rows=self._rows([s.first for s in jobs]),
             context=self._gather(tables),
@@ -175,6 +176,7 @@ def _similar(jobs: list[Segment], window: int) -> list[list[Segment]]:
 
 def _decode(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
     """Attend from one token per job. q: [jobs, kv_heads, group, head_dim]; returns the same shape."""
+    keys, values = keys.to(q.dtype), values.to(q.dtype)
     if q.dtype != torch.float32:  # Fused, because scores must not be rounded to 16 bits.
         return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
     transposed = keys.flatten(0, 1).transpose(1, 2)  # [jobs * kv_heads, head_dim, slots]
@@ -188,6 +190,7 @@ def _prompt(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale:
     q: [queries, kv_heads, group, head_dim]; keys, values: [kv_heads, slots, head_dim]. Returns the shape of q.
     """
     group = q.shape[2]
+    keys, values = keys.to(q.dtype), values.to(q.dtype)
     out = F.scaled_dot_product_attention(
         q.permute(1, 2, 0, 3),  # [kv_heads, group, queries, head_dim]
         keys[:, None].expand(-1, group, -1, -1),
