@@ -137,8 +137,13 @@ def test_its_threads_are_those_of_torch() -> None:
     assert len([name for name in libraries if Path(name).name.startswith(("libgomp", "libomp", "libiomp"))]) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_queries_of_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
+    assert open_kernel(random_cache(dtype=dtype), dtype) is None
+
+
 @pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 64), (torch.float32, 20)])
-def test_other_types_and_odd_heads_are_left_to_torch(dtype: torch.dtype, head_dim: int) -> None:
+def test_other_pools_and_odd_heads_are_left_to_torch(dtype: torch.dtype, head_dim: int) -> None:
     assert open_kernel(random_cache(dtype=dtype, head_dim=head_dim)) is None
 
 

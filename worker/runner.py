@@ -49,7 +49,7 @@ class Runner:
         self._device = cache.torch_device
         self._scratch = Scratch(cache)
         self._triton = triton_paged.open_kernel(cache)
-        self._kernel = self._triton or native.open_kernel(cache)
+        self._kernel = self._triton or native.open_kernel(cache, dtype)
         self._graph_jobs = graph_jobs
         self._graphs: DecodeGraphs | None = None
         self._drawn: dict[int, int] = {}  # by job, in the last iteration

@@ -110,12 +110,12 @@ class NativeAttention:
         return self._batches.setdefault(window, (batch, ctypes.addressof(batch), runs))
 
 
-def open_kernel(cache: KvCache) -> Kernel | None:
-    """The kernel for `cache`, or None where torch has to do."""
+def open_kernel(cache: KvCache, dtype: torch.dtype = torch.float32) -> Kernel | None:
+    """The kernel for `cache` and queries of `dtype`, or None where torch has to do."""
     if cache.torch_device.type != "cpu":
         return None
-    if cache.dtype not in (torch.float32, torch.float16) or cache.head_dim % _WIDTH:
-        logger.info("attention is torch's: the native one has no %s heads of %d", cache.dtype, cache.head_dim)
+    if dtype != torch.float32 or cache.dtype not in (torch.float32, torch.float16) or cache.head_dim % _WIDTH:
+        logger.info("attention is torch's: the native one has no %s heads of %d", dtype, cache.head_dim)
         return None
     library = open_library()
     if library is None:
