@@ -67,7 +67,7 @@ class Config:
     which is what small batches wait for; int8 is the fastest at any size, and multiplies integers of 16 and 8 bits."""
     kv_cache_dtype: KvDtype = "auto"
     """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 halves their memory, and the time
-    that attention waits for it. auto: exact with --weights exact, else fp16."""
+    that attention waits for it. auto: fp16 where --weights rounds as well and the native kernels attend, else exact."""
     device: Device = "auto"
     """Where the stages compute. auto: CUDA where every stage can have it, else the CPU."""
     threads: int | None = None

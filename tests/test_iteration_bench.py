@@ -43,3 +43,9 @@ def test_every_part_of_an_iteration_is_measured(
     for row in report["rows"]:
         assert row["ms"].keys() == {"schedule", "codec", "inputs and sampling", "layers", "head", "text", *PARTS}
         assert all(ms > 0 for ms in row["ms"].values())
+
+
+def test_contexts_longer_than_a_chunk_are_measured_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(write_tiny_model(tmp_path))
+    assert IterationBench(model=model, threads=1, jobs=(2,), context=600, iterations=1).run() == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["context"] == 600

@@ -10,6 +10,7 @@ import torch
 
 from common.config import Config, ConfigError, Stored, parse_bytes
 from common.model_spec import ModelSpec
+from worker.attention.native import attends_natively
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -84,12 +85,18 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
     for option, kept in (("--weights", config.weights), ("--kv-cache-dtype", config.kv_cache_dtype)):
         if kept not in ("auto", "exact") and (device.type, dtype) != ("cpu", torch.float32):
             raise ConfigError(f"{option} {kept} is for stages that compute in fp32 on a CPU")
-    return Placement(device, dtype, _kv_dtype(config, dtype), threads, config.weights)
+    return Placement(device, dtype, _kv_dtype(config, spec, dtype), threads, config.weights)
 
 
-def _kv_dtype(config: Config, dtype: torch.dtype) -> torch.dtype:
-    """Who takes rounded matrices takes rounded keys and values as well, unless told otherwise."""
-    rounded = config.weights != "exact" if config.kv_cache_dtype == "auto" else config.kv_cache_dtype == "fp16"
+def _kv_dtype(config: Config, spec: ModelSpec, dtype: torch.dtype) -> torch.dtype:
+    """Who takes rounded matrices takes rounded keys and values as well, unless told otherwise.
+
+    Where torch attends, it sums in an order that depends on the batch, and rounding would make more of that.
+    """
+    if config.kv_cache_dtype == "auto":
+        rounded = config.weights != "exact" and attends_natively(spec.head_dim)
+    else:
+        rounded = config.kv_cache_dtype == "fp16"
     return torch.float16 if rounded else dtype
 
 

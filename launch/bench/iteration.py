@@ -195,6 +195,7 @@ class IterationBench:
             policy="fcfs",
             max_batch_jobs=jobs,
             max_batch_tokens=jobs * context,
+            prefill_chunk_tokens=0,
             prefix_cache=False,
         )
 

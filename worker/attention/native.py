@@ -110,6 +110,11 @@ class NativeAttention:
         return self._batches.setdefault(window, (batch, ctypes.addressof(batch), runs))
 
 
+def attends_natively(head_dim: int) -> bool:
+    """Whether there is a kernel for heads of that size, on a CPU and for queries in fp32."""
+    return head_dim % _WIDTH == 0 and open_library() is not None
+
+
 def open_kernel(cache: KvCache, dtype: torch.dtype = torch.float32) -> Kernel | None:
     """The kernel for `cache` and queries of `dtype`, or None where torch has to do."""
     if cache.torch_device.type != "cpu":
