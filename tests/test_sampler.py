@@ -11,12 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.records import Entry, Penalties, Sampling, Shaping
+from worker import sampler
 from worker.sampler import invert, sample, uniform
 
 # Larger than the head that the sampler sorts, so that both ways are taken.
 VOCAB = 1000
 # Many chunks, and no whole number of them.
 LARGE_VOCAB = 10_001
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All holds for the kernel and for torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(sampler, "open_draws", lambda: None)
+    elif sampler.open_draws() is None:
+        pytest.skip("no C compiler")
 
 
 def random_logits(rows: int, *, spread: float = 2.0, seed: int = 0, vocab: int = VOCAB) -> torch.Tensor:
@@ -169,6 +179,17 @@ def test_what_a_draw_inverts_is_the_same_bits_alone_and_by_any_number_of_threads
     finally:
         torch.set_num_threads(threads)
     assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 255, 256, 257, 1000])
+def test_the_native_draw_is_that_of_torch_for_any_size_of_the_vocabulary(
+    vocab: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = random_logits(50, vocab=vocab)
+    entries = [entry(sampling(seed=seed, temperature=seed % 3)) for seed in range(50)]
+    native = sample(logits.clone(), entries)
+    monkeypatch.setattr(sampler, "open_draws", lambda: None)
+    assert sample(logits, entries) == native
 
 
 def test_all_kinds_of_rows_are_drawn_as_they_would_be_by_themselves() -> None:

@@ -20,8 +20,9 @@ class RawDistribution:
         """logits: fp32 [entries, vocab]."""
         self._num_entries = len(entries)
         self._wanted = {row: entry.logprobs for row, entry in enumerate(entries) if entry.logprobs is not None}
-        rows = to_device(np.array(list(self._wanted), dtype=np.int64), logits.device)
-        self._logprobs = logits[rows].log_softmax(1)  # [wanted, vocab]
+        if self._wanted:
+            rows = to_device(np.array(list(self._wanted), dtype=np.int64), logits.device)
+            self._logprobs = logits[rows].log_softmax(1)  # [wanted, vocab]
 
     def of(self, drawn: list[int | None]) -> list[Logprobs | None]:
         """Those of the tokens that were drawn, one per entry; nothing when no entry wants any."""

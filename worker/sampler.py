@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.records import Entry, Sampling
+from worker.native_draws import NativeDraws, open_draws
 from worker.shaping import shape
 from worker.transfer import Ints, to_device, to_host
 
@@ -34,15 +35,12 @@ def sample(logits: Tensor, entries: list[Entry]) -> list[int | None]:
 
     logits: fp32 [entries, vocab], overwritten.
     """
-    finite = torch.isfinite(logits.amax(1)) & torch.isfinite(logits.amin(1))  # [entries]
-    for row, entry in zip(logits, entries, strict=True):
-        if entry.shaping is not None:
-            shape(row, entry.shaping)
-    usable, drawn = finite & torch.isfinite(logits.amax(1)), _likeliest(logits)
     whole, cut = _random_rows(entries, logits.shape[1])
-    if whole:
-        draws = to_device(np.array([_draw_of(entries[r]) for r in whole]), logits.device)
-        drawn[to_device(np.array(whole), logits.device)] = invert(_probabilities(logits, whole, entries), draws)
+    native = open_draws() if logits.device.type == "cpu" else None
+    if native is None:
+        usable, drawn = _draw_whole(logits, entries, whole)
+    else:
+        usable, drawn = _draw_natively(native, logits, entries, whole)
     probabilities = _probabilities(logits, cut, entries) if cut else None
     # What was launched up to here is fetched together, so that a GPU is waited for once.
     head = () if probabilities is None else _head(probabilities)
@@ -52,6 +50,35 @@ def sample(logits: Tensor, entries: list[Entry]) -> list[int | None]:
         places, (values, ids) = np.array(cut)[rows], ranked
         tokens[places] = _sample_rows(probabilities, rows, values[rows], ids[rows], [entries[r] for r in places])
     return [token if ok else None for token, ok in zip(tokens.tolist(), can.tolist(), strict=True)]
+
+
+def _draw_whole(logits: Tensor, entries: list[Entry], whole: list[int]) -> tuple[Tensor, Tensor]:
+    """Shape all rows, draw for those in `whole`, take the likeliest of the others: usable and drawn, both [entries]."""
+    finite = torch.isfinite(logits.amax(1)) & torch.isfinite(logits.amin(1))
+    for row, entry in zip(logits, entries, strict=True):
+        if entry.shaping is not None:
+            shape(row, entry.shaping)
+    usable, drawn = finite & torch.isfinite(logits.amax(1)), _likeliest(logits)
+    if whole:
+        draws = to_device(np.array([_draw_of(entries[r]) for r in whole]), logits.device)
+        drawn[to_device(np.array(whole), logits.device)] = invert(_probabilities(logits, whole, entries), draws)
+    return usable, drawn
+
+
+def _draw_natively(
+    native: NativeDraws, logits: Tensor, entries: list[Entry], whole: list[int]
+) -> tuple[Tensor, Tensor]:
+    """The same, by the kernel."""
+    finite = np.ones(len(entries), np.bool_)
+    for row, entry in enumerate(entries):
+        if entry.shaping is not None:
+            finite[row] = logits[row].isfinite().all()
+            shape(logits[row], entry.shaping)
+    temperatures, draws = [0.0] * len(entries), [0.0] * len(entries)
+    for row in whole:
+        temperatures[row], draws[row] = _sampling(entries[row]).temperature, _draw_of(entries[row])
+    tokens = native(logits, temperatures, draws, [entry.shaping is not None for entry in entries])
+    return torch.from_numpy(finite & (tokens >= 0)), torch.from_numpy(tokens)
 
 
 def invert(probabilities: Tensor, draws: Tensor) -> Tensor:
