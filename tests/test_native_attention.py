@@ -147,18 +147,19 @@ def test_other_pools_and_odd_heads_are_left_to_torch(dtype: torch.dtype, head_di
     assert open_kernel(random_cache(dtype=dtype, head_dim=head_dim)) is None
 
 
-@pytest.mark.parametrize("window", [None, 7, 40])
-@pytest.mark.parametrize("block_tokens", [1, 12, 16, 32])
-@pytest.mark.parametrize("group", [1, 3, 4, 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("block_tokens", [1, 12, 32])
+@pytest.mark.parametrize("group", [1, 3, 30])
 def test_a_token_gets_the_same_bits_in_a_prompt_in_chunks_and_decoded(
-    group: int, block_tokens: int, window: int | None
+    group: int, block_tokens: int, window: int | None, dtype: torch.dtype
 ) -> None:
-    length, rows = 75, torch.randn(75, group + 2, 3, 8, generator=torch.Generator().manual_seed(5))
+    length, rows = 200, torch.randn(200, group + 2, 3, 8, generator=torch.Generator().manual_seed(5))
     q, k, v = rows.split((group, 1, 1), 1)
     q, k, v = q.transpose(1, 2).flatten(1, 2), k.squeeze(1), v.squeeze(1)
 
     def computed(*counts: int) -> Tensor:
-        cache = random_cache(head_dim=8, block_tokens=block_tokens)
+        cache = random_cache(head_dim=8, block_tokens=block_tokens, dtype=dtype)
         kernel, blocks = open_kernel(cache), list(range(-(-length // block_tokens)))[::-1]
         assert kernel is not None
         out, start = [], 0
@@ -171,4 +172,4 @@ def test_a_token_gets_the_same_bits_in_a_prompt_in_chunks_and_decoded(
 
     prompt = computed(length)
     assert torch.equal(computed(*[1] * length), prompt)
-    assert torch.equal(computed(3, 20, 1, 1, 33, 17), prompt)
+    assert torch.equal(computed(3, 20, 1, 1, 33, 17, 125), prompt)

@@ -17,7 +17,7 @@ from worker.transfer import Ints
 logger = logging.getLogger(__name__)
 
 _WIDTH = 8  # numbers of a vector in attention.c
-# Queries that meet a tile in turn: as many as stay in a core's first cache beside it.
+# Queries that meet a span of slots in turn: as many as stay in a core's first cache beside it.
 _QUERIES = 24
 # Numbers of keys up to which one thread is as fast as several, and keeps off cores that others use (measured).
 _ONE_THREAD = 2**15
@@ -37,7 +37,7 @@ class _Batch(ctypes.Structure):
         ("window", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("block_stride", ctypes.c_int64),
-        ("half", ctypes.c_int64),
+        ("fp16", ctypes.c_int64),
         ("runs", ctypes.c_void_p),
     )
 
@@ -102,7 +102,7 @@ class NativeAttention:
             head_dim=cache.head_dim,
             block_tokens=cache.block_tokens,
             block_stride=cache.device.stride(0) * cache.dtype.itemsize,
-            half=cache.dtype == torch.float16,
+            fp16=cache.dtype == torch.float16,
             window=width,
             threads=torch.get_num_threads() if numbers > _ONE_THREAD else 1,
             runs=runs.ctypes.data,
@@ -119,11 +119,10 @@ def open_kernel(cache: KvCache, dtype: torch.dtype = torch.float32) -> Kernel | 
     """The kernel for `cache` and queries of `dtype`, or None where torch has to do."""
     if cache.torch_device.type != "cpu":
         return None
-    if dtype != torch.float32 or cache.dtype not in (torch.float32, torch.float16) or cache.head_dim % _WIDTH:
-        logger.info("attention is torch's: the native one has no %s heads of %d", dtype, cache.head_dim)
-        return None
+    known = dtype == torch.float32 and cache.dtype in (torch.float32, torch.float16)
     library = open_library()
-    if library is None:
+    if not known or not attends_natively(cache.head_dim) or library is None:
+        logger.info("attention is torch's: there is no kernel for %s heads of %d", dtype, cache.head_dim)
         return None
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     strided = (pointer, number)

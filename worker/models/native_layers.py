@@ -1,7 +1,7 @@
 """All layers of a stage of the Llama family in one call of the native kernel, native/layers.c.
 
-What Python does between hundreds of short calls takes a millisecond or two. The numbers are those of the
-single calls, to the bit.
+What Python does between hundreds of short calls takes a millisecond or two. The numbers are those of the single calls,
+to the bit, but where queries and keys have norms of their own: torch sums those in another order.
 """
 
 import ctypes
@@ -103,6 +103,7 @@ class NativeLayers:
         """x: fp32 [tokens, hidden]. Returns the same after all layers."""
         hidden, rows = x.clone(memory_format=torch.contiguous_format), len(x)
         if rows > self._rows:
+            self._memory = torch.empty(0, dtype=torch.uint8)  # The old must go before the new comes.
             self._memory = torch.empty(self._bytes_for(self._records, len(self._records), rows), dtype=torch.uint8)
             self._rows = rows
         heads = self._records[0].out.ins // rotation.cos.shape[1]

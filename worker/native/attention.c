@@ -8,7 +8,7 @@
 #include "attention.h"
 
 #define NARROW
-#include "vectors.h"
+#include "fp16.h"
 
 enum { QUERIES = 3, SLOTS = 4, COLUMNS = 4 };  // 3 * 4 sums fit 16 registers
 enum { SPAN = 8 * WIDTH };                     // slots whose scores become weights together
@@ -46,50 +46,39 @@ INLINE Vec totals(Vec a, Vec b, Vec c, Vec d) {
 }
 
 // Numbers of the pool, as fp32. Which type it has is a constant where this is inlined.
-INLINE Vec stored(int half, const char *numbers, int64_t index) {
-    if (!half) return *(const Vec *)((const float *)numbers + index);
-#ifdef __F16C__
-    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const uint16_t *)numbers + index)));
-#else
-    Vec x;
-    for (int i = 0; i < WIDTH; i++) x[i] = ((const _Float16 *)numbers)[index + i];
-    return x;
-#endif
+INLINE Vec stored(int fp16, const char *numbers, int64_t index) {
+    return fp16 ? from_fp16((const uint16_t *)numbers + index) : from_floats((const float *)numbers + index);
 }
 
 // The other way: fp16 has no number beyond 65504.
-INLINE void keep(int half, Vec x, char *numbers, int64_t index) {
-    if (!half) {
+INLINE void keep(int fp16, Vec x, char *numbers, int64_t index) {
+    if (!fp16) {
         *(Vec *)((float *)numbers + index) = x;
         return;
     }
     x = chosen(x > 65504.0f, spread(65504.0f), chosen(x < -65504.0f, spread(-65504.0f), x));
-#ifdef __F16C__
-    _mm_storeu_si128((__m128i *)((uint16_t *)numbers + index), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-#else
-    for (int i = 0; i < WIDTH; i++) ((_Float16 *)numbers)[index + i] = x[i];
-#endif
+    store_fp16(x, (uint16_t *)numbers + index);
 }
 
-INLINE int64_t bytes(int half, int64_t numbers) { return numbers * (half ? 2 : 4); }
+INLINE int64_t bytes(int fp16, int64_t numbers) { return numbers * (fp16 ? 2 : 4); }
 
 // Asks memory for what is needed soon: 32 numbers, `index` of them from `next` on.
-INLINE void ask_for(int half, const char *next, int64_t index) {
-    __builtin_prefetch(next + bytes(half, index));
-    if (!half) __builtin_prefetch(next + bytes(half, index) + LINE);
+INLINE void ask_for(int fp16, const char *next, int64_t index) {
+    __builtin_prefetch(next + bytes(fp16, index));
+    if (!fp16) __builtin_prefetch(next + bytes(fp16, index) + LINE);
 }
 
 // scores[query][slot] = q[query] . keys[slot]. Both counts are constants where this is inlined; so is whether memory
 // is asked meanwhile for as many numbers at `next`.
-INLINE void score(int half, int queries, int slots, const float *q, const char *keys, int64_t dim,
+INLINE void score(int fp16, int queries, int slots, const float *q, const char *keys, int64_t dim,
                   float (*scores)[SPAN], int asking, const char *next) {
     Vec sums[QUERIES][SLOTS] = {0};
     for (int64_t d = 0; d < dim; d += WIDTH) {
         Vec query[QUERIES];
-        if (asking) ask_for(half, next, SLOTS * d);
+        if (asking) ask_for(fp16, next, SLOTS * d);
         UNROLLED for (int i = 0; i < queries; i++) query[i] = *(const Vec *)(q + i * dim + d);
         UNROLLED for (int s = 0; s < slots; s++) {
-            const Vec key = stored(half, keys, s * dim + d);
+            const Vec key = stored(fp16, keys, s * dim + d);
             UNROLLED for (int i = 0; i < queries; i++) accumulate(&sums[i][s], query[i], key);
         }
     }
@@ -100,17 +89,17 @@ INLINE void score(int half, int queries, int slots, const float *q, const char *
 }
 
 // out[query] += weights[query] . values, some columns of it. It asks as `score` does.
-INLINE void weigh(int half, int queries, int columns, int64_t slots, float (*weights)[SPAN], const char *values,
+INLINE void weigh(int fp16, int queries, int columns, int64_t slots, float (*weights)[SPAN], const char *values,
                   int64_t dim, float *out, int asking, const char *next) {
     Vec sums[QUERIES][COLUMNS];
     UNROLLED for (int i = 0; i < queries; i++)
         UNROLLED for (int c = 0; c < columns; c++) sums[i][c] = *(Vec *)(out + i * dim + c * WIDTH);
     for (int64_t s = 0; s < slots; s++) {
         Vec weight[QUERIES];
-        if (asking) ask_for(half, next, s * COLUMNS * WIDTH);
+        if (asking) ask_for(fp16, next, s * COLUMNS * WIDTH);
         UNROLLED for (int i = 0; i < queries; i++) weight[i] = spread(weights[i][s]);
         UNROLLED for (int c = 0; c < columns; c++) {
-            const Vec value = stored(half, values, s * dim + c * WIDTH);
+            const Vec value = stored(fp16, values, s * dim + c * WIDTH);
             UNROLLED for (int i = 0; i < queries; i++) accumulate(&sums[i][c], value, weight[i]);
         }
     }
@@ -153,7 +142,7 @@ INLINE void soften(float *scores, int64_t slots, int64_t low, int64_t high, floa
 // Goes on from a span to the next. If `asking`, memory is asked for a piece while the one before it is computed, since the
 // processor does not foresee the way from block to block; for little at a time, since a core waits for some 20 lines.
 // next: what follows the span's last values.
-INLINE void attend_span(int half, int queries, int asking, const Span *span, const char *next, const float *q,
+INLINE void attend_span(int fp16, int queries, int asking, const Span *span, const char *next, const float *q,
                         int64_t dim, const int64_t *lows, const int64_t *highs, float *highest, Vec *sum, float *out) {
     float weights[QUERIES][SPAN];
     int64_t done = 0;
@@ -162,8 +151,8 @@ INLINE void attend_span(int half, int queries, int asking, const Span *span, con
         const char *after = p + 1 < span->pieces ? piece[1].keys : span->of[0].values;
         int64_t s = 0;
 #define SCORE(slots, asking)                                                                        \
-    score(half, queries, slots, q, piece->keys + bytes(half, s * dim), dim,                          \
-          (float (*)[SPAN])(weights[0] + done + s), asking, after + bytes(half, s * dim))
+    score(fp16, queries, slots, q, piece->keys + bytes(fp16, s * dim), dim,                          \
+          (float (*)[SPAN])(weights[0] + done + s), asking, after + bytes(fp16, s * dim))
         for (; s + SLOTS <= piece->slots; s += SLOTS) SCORE(SLOTS, asking);
         for (; s < piece->slots; s++) SCORE(1, 0);
         done += piece->slots;
@@ -177,8 +166,8 @@ INLINE void attend_span(int half, int queries, int asking, const Span *span, con
         const char *after = p + 1 < span->pieces ? piece[1].values : next;
         int64_t d = 0;
 #define WEIGH(columns, asking)                                                                             \
-    weigh(half, queries, columns, piece->slots, (float (*)[SPAN])(weights[0] + done), piece->values + bytes(half, d), \
-          dim, out + d, asking, after + bytes(half, d * piece->slots))
+    weigh(fp16, queries, columns, piece->slots, (float (*)[SPAN])(weights[0] + done), piece->values + bytes(fp16, d), \
+          dim, out + d, asking, after + bytes(fp16, d * piece->slots))
         for (; d + COLUMNS * WIDTH <= dim; d += COLUMNS * WIDTH) WEIGH(COLUMNS, asking);
         for (; d < dim; d += WIDTH) WEIGH(1, 0);
         done += piece->slots;
@@ -188,12 +177,12 @@ INLINE void attend_span(int half, int queries, int asking, const Span *span, con
 INLINE char *slot_at(const Batch *batch, const Run *run, int64_t head, char *pool, int64_t slot) {
     const int64_t block = run->blocks[slot / batch->block_tokens], offset = slot % batch->block_tokens;
     return pool + block * batch->block_stride +
-           bytes(batch->half, (head * batch->block_tokens + offset) * batch->head_dim);
+           bytes(batch->fp16, (head * batch->block_tokens + offset) * batch->head_dim);
 }
 
 // Keys lie before values in a block, [2, kv_heads, block_tokens, head_dim].
 INLINE int64_t to_values(const Batch *batch) {
-    return bytes(batch->half, batch->kv_heads * batch->block_tokens * batch->head_dim);
+    return bytes(batch->fp16, batch->kv_heads * batch->block_tokens * batch->head_dim);
 }
 
 // The span that begins at `slot`, which is its own first or the first that is seen.
@@ -210,7 +199,7 @@ static void find_span(const Batch *batch, const Run *run, int64_t head, char *po
 }
 
 // One KV head of one run. pool: the layer, in block 0.
-INLINE void attend_run(int half, const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale,
+INLINE void attend_run(int fp16, const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale,
                        float *out) {
     const int64_t dim = batch->head_dim, group = batch->group, rows = run->count * group;
     float scaled[rows * dim], sums[rows * dim], highest[rows];
@@ -237,7 +226,7 @@ INLINE void attend_run(int half, const Batch *batch, const Run *run, int64_t hea
             const int64_t queries = smaller(QUERIES, rows - r);
             if (highs[r + queries - 1] <= span->first || lows[r] >= after) continue;
 #define ATTEND(queries, asking)                                                                                       \
-    attend_span(half, queries, asking, span, ahead, scaled + r * dim, dim, lows + r, highs + r, highest + r, weights + r, \
+    attend_span(fp16, queries, asking, span, ahead, scaled + r * dim, dim, lows + r, highs + r, highest + r, weights + r, \
                 sums + r * dim)
             switch (2 * queries + asking) {
                 case 2: ATTEND(1, 0); break;
@@ -260,12 +249,12 @@ INLINE void attend_run(int half, const Batch *batch, const Run *run, int64_t hea
     }
 }
 
-static void attend_run_float(const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale,
+static void attend_run_fp32(const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale,
                              float *out) {
     attend_run(0, batch, run, head, pool, q, scale, out);
 }
 
-static void attend_run_half(const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale,
+static void attend_run_fp16(const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale,
                             float *out) {
     attend_run(1, batch, run, head, pool, q, scale, out);
 }
@@ -278,8 +267,8 @@ static void write_run(const Batch *batch, const Run *run, char *pool, Rows k, Ro
             const float *key = k.numbers + (run->row + t) * k.stride + head * dim;
             const float *value = v.numbers + (run->row + t) * v.stride + head * dim;
             for (int64_t d = 0; d < dim; d += WIDTH) {
-                keep(batch->half, *(const Vec *)(key + d), slot, d);
-                keep(batch->half, *(const Vec *)(value + d), slot + to_values(batch), d);
+                keep(batch->fp16, *(const Vec *)(key + d), slot, d);
+                keep(batch->fp16, *(const Vec *)(value + d), slot + to_values(batch), d);
             }
         }
 }
@@ -290,7 +279,7 @@ void attend_rows(const Batch *batch, char *pool, Rows q, Rows k, Rows v, float s
     for (int64_t i = 0; i < batch->num_runs; i++) write_run(batch, batch->runs + i, pool, k, v);
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < batch->num_runs * heads; item++)
-        (batch->half ? attend_run_half : attend_run_float)(batch, batch->runs + item / heads, item % heads, pool, q,
+        (batch->fp16 ? attend_run_fp16 : attend_run_fp32)(batch, batch->runs + item / heads, item % heads, pool, q,
                                                            scale, out);
 }
 
@@ -298,23 +287,4 @@ void attend(const Batch *batch, char *pool, const float *q, int64_t q_stride, co
             const float *v, int64_t v_stride, float scale, float *out) {
 #pragma omp parallel num_threads(batch->threads)
     attend_rows(batch, pool, (Rows){q, q_stride}, (Rows){k, k_stride}, (Rows){v, v_stride}, scale, out);
-}
-
-void rotate_row(float *row, int64_t heads, int64_t head_dim, const float *cosines, const float *sines) {
-    const int64_t half = head_dim / 2;
-    for (int64_t h = 0; h < heads; h++) {
-        float *low = row + h * head_dim, *high = low + half;
-        for (int64_t i = 0; i < half; i++) {
-            const float a = low[i], b = high[i];
-            low[i] = a * cosines[i] + b * sines[i];
-            high[i] = b * cosines[half + i] + a * sines[half + i];
-        }
-    }
-}
-
-// Rotates rows that lie `stride` numbers apart. cosines, sines: [rows, head_dim].
-void rotate(float *x, int64_t stride, int64_t rows, int64_t heads, int64_t head_dim, const float *cosines,
-            const float *sines) {
-    for (int64_t r = 0; r < rows; r++)
-        rotate_row(x + r * stride, heads, head_dim, cosines + r * head_dim, sines + r * head_dim);
 }

@@ -12,7 +12,7 @@ typedef struct {                // tokens of a job that follow one another
 typedef struct {
     int64_t num_runs, kv_heads, group, head_dim, block_tokens, window, threads;  // head_dim: a multiple of 8
     int64_t block_stride;  // bytes
-    int64_t half;          // whether the pool is fp16, not fp32
+    int64_t fp16;          // whether the pool is fp16, not fp32
     const Run *runs;
 } Batch;
 
@@ -24,9 +24,5 @@ typedef struct {  // [rows, heads, head_dim], whose rows lie `stride` numbers ap
 // Stores k and v, then attends. pool: the layer, in block 0. out: [rows, heads, head_dim], contiguous. To be called by
 // all threads of a team with the same arguments; they leave it together.
 void attend_rows(const Batch *batch, char *pool, Rows q, Rows k, Rows v, float scale, float *out);
-
-// Rotates one row's heads, [heads, head_dim], in place: dimension i together with dimension i + head_dim / 2. cosines,
-// sines: [head_dim], the first half of the sines negated.
-void rotate_row(float *row, int64_t heads, int64_t head_dim, const float *cosines, const float *sines);
 
 #endif

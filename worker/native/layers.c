@@ -1,10 +1,11 @@
 // The layers of a stage of the Llama family, one after the other, by threads that stay together: what would else be
 // hundreds of short calls. Called by worker/models/native_layers.py, which holds the same structs; worker/models/llama.py
-// has the same as single calls, to the bit.
+// has the same as single calls: to the bit, but for norms of heads, which torch sums in another order.
 #include <omp.h>
 
 #include "attention.h"
 #include "linear.h"
+#include "rotation.h"
 #include "vectors.h"
 
 typedef struct {
@@ -17,7 +18,7 @@ typedef struct {  // an iteration
     const Batch *const *batches;    // of every layer, as its window sees the iteration
     char *pool;                     // of the first layer, in block 0
     int64_t layer_stride;           // bytes from a layer to the next
-    const float *cosines, *sines;   // [rows][head_dim], as in attention.h
+    const float *cosines, *sines;   // [rows][head_dim], as in rotation.h
     float scale, epsilon;           // of scores; of the norm of heads
     double *seconds;                // spent by the parts below, added up over all layers
 } Iteration;

@@ -112,36 +112,38 @@ static void round_row(const Linear *l, const float *x, int16_t *rounded, float *
     }
 }
 
-// Parts of the memory that rows are prepared in; 16 bits come last, whatever their number.
-typedef struct {
+typedef struct {  // where rows are prepared; 16 bits come last, whatever their number
     float *normalized, *scales;
     int16_t *rounded;
-} Memory;
+} Prepared;
 
-static Memory memory_parts(const Linear *l, int64_t rows, void *memory) {
-    float *normalized = memory, *scales = normalized + (l->norm ? rows * l->ins : 0);
-    return (Memory){normalized, scales, (int16_t *)(scales + (l->type == INT8 ? rows * groups_of(l) : 0))};
+static int64_t normalized_numbers(const Linear *l, int64_t rows) { return l->norm ? rows * l->ins : 0; }
+static int64_t scale_numbers(const Linear *l, int64_t rows) { return l->type == INT8 ? rows * groups_of(l) : 0; }
+
+static Prepared prepared_in(void *memory, const Linear *l, int64_t rows) {
+    float *normalized = memory, *scales = normalized + normalized_numbers(l, rows);
+    return (Prepared){normalized, scales, (int16_t *)(scales + scale_numbers(l, rows))};
 }
 
 int64_t linear_memory(const Linear *l, int64_t rows) {
-    const int64_t rounded = l->type == INT8 ? rows * groups_of(l) * GROUP * sizeof(int16_t) : 0;
-    return (char *)memory_parts(l, rows, NULL).rounded - (char *)NULL + rounded;
+    const int64_t scales = scale_numbers(l, rows);
+    return (normalized_numbers(l, rows) + scales) * sizeof(float) + scales * GROUP * sizeof(int16_t);
 }
 
 // The rows as the matrix wants to meet them.
-static Input prepare(const Linear *l, const float *x, int64_t rows, Memory memory) {
+static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to) {
     const int64_t ins = l->ins, groups = groups_of(l);
     if (!l->norm && l->type != INT8) return (Input){.exact = x};
 #pragma omp for
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * ins;
         if (l->norm) {
-            normalize(l, row, memory.normalized + r * ins);
-            row = memory.normalized + r * ins;
+            normalize(l, row, to.normalized + r * ins);
+            row = to.normalized + r * ins;
         }
-        if (l->type == INT8) round_row(l, row, memory.rounded + r * groups * GROUP, memory.scales + r * groups);
+        if (l->type == INT8) round_row(l, row, to.rounded + r * groups * GROUP, to.scales + r * groups);
     }
-    return (Input){l->norm ? memory.normalized : x, memory.rounded, memory.scales};
+    return (Input){l->norm ? to.normalized : x, to.rounded, to.scales};
 }
 
 bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; }
@@ -152,7 +154,7 @@ void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *a
     const int64_t chunks = ratio_up(rows, chunk), together = rows == 1 ? 4 : rows == 2 ? 2 : 1;
     const int64_t runs = ratio_up(panels, together), threads = omp_get_num_threads();
     float *unpacked = l->type == BF16 && chunk > ROWS ? malloc(ins * PANEL * sizeof(float)) : NULL;
-    const Input input = prepare(l, x, rows, memory_parts(l, rows, memory));
+    const Input input = prepare(l, x, rows, prepared_in(memory, l, rows));
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < chunks * runs; item++) {
         const int64_t r = item / runs * chunk;

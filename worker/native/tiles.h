@@ -38,7 +38,7 @@ INLINE Panel panel_at(const Linear *l, int64_t panel) {
 
 // WIDTH weights of fp32 or bf16.
 INLINE Vec weights(enum Type type, const void *matrix, int64_t index) {
-    return type == FP32 ? from_floats((const float *)matrix + index) : from_halves((const uint16_t *)matrix + index);
+    return type == FP32 ? from_floats((const float *)matrix + index) : from_bf16((const uint16_t *)matrix + index);
 }
 
 // out[row][column] = x[row] . column. All but the pointers are constants where it is inlined. ahead: memory to ask for
@@ -115,11 +115,11 @@ typedef struct {
 
 // At least eight sums hide how long an addition takes: the fewer rows, the more panels at once.
 TILES(1, 1) TILES(1, 4) TILES(2, 1) TILES(2, 2) TILES(3, 1) TILES(4, 1) TILES(5, 1) TILES(6, 1)
-#ifdef __AVX512F__
+#ifdef WIDE
 TILES(7, 1) TILES(8, 1) TILES(9, 1) TILES(10, 1) TILES(11, 1) TILES(12, 1)
 #endif
 static const Shape shapes[] = {
-#ifdef __AVX512F__
+#ifdef WIDE
     SHAPE(12, 1), SHAPE(11, 1), SHAPE(10, 1), SHAPE(9, 1), SHAPE(8, 1), SHAPE(7, 1),
 #endif
     SHAPE(6, 1), SHAPE(5, 1), SHAPE(4, 1), SHAPE(3, 1), SHAPE(2, 2), SHAPE(2, 1), SHAPE(1, 4), SHAPE(1, 1),

@@ -3,9 +3,10 @@
 #define SKIPJOIN_VECTORS_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX2__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -18,7 +19,7 @@ enum { WIDTH = 8 };
 #endif
 typedef float Vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
+typedef uint16_t Bf16s __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(2 * WIDTH), aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -29,15 +30,15 @@ INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t ratio_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 INLINE Vec chosen(Ints mask, Vec yes, Vec no) { return (Vec)((mask & (Ints)yes) | (~mask & (Ints)no)); }
-#if defined(__AVX2__) && !defined(WIDE)
+#if defined(__AVX__) && !defined(WIDE)
 INLINE Vec larger(Vec a, Vec b) { return _mm256_max_ps(b, a); }  // a where one is no number
 #else
 INLINE Vec larger(Vec a, Vec b) { return chosen(a < b, b, a); }
 #endif
 
 INLINE Vec from_floats(const float *x) { return *(const Vec *)x; }
-INLINE Vec from_halves(const uint16_t *x) {  // bf16 is the upper half of fp32
-    return (Vec)(__builtin_convertvector(*(const Halves *)x, Ints) << 16);
+INLINE Vec from_bf16(const uint16_t *x) {  // bf16 is the upper half of fp32
+    return (Vec)(__builtin_convertvector(*(const Bf16s *)x, Ints) << 16);
 }
 
 // Integers of 16 bits, two beside each other for every number of a Vec.
