@@ -32,7 +32,9 @@ class Service:
     @cached_property
     def fingerprint(self) -> str:
         """Changes when the same seed may give another output."""
-        facts = f"{self.text.name} {self.config.dtype} {self.config.pipeline_parallel}"
+        config = self.config
+        kept = f"{config.dtype} {config.weights} {config.kv_cache_dtype}"
+        facts = f"{self.text.name} {kept} {config.pipeline_parallel}"
         return "fp_" + hashlib.blake2b(facts.encode(), digest_size=5).hexdigest()
 
     @cached_property
