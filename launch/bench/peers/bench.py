@@ -29,6 +29,7 @@ _REQUESTS = {4: 12, 16: 32, 32: 40}  # of a closed loop, by clients
 _SHARES = (0.7, 1.3)  # of what a server gives the most clients: what open loops send
 _FEWEST = 8  # requests of an open loop
 _SHORT_TOKENS = 48  # the longest output of a short request in the mix
+_TOLD_ERRORS = 3  # of a run
 _WARM_UP = [Request(0.0, 300, 24)] * 8
 _WARM_UP_SEED = 1000
 
@@ -139,6 +140,7 @@ class _Turn:
                 len(result.samples) / result.duration_s,
                 summary(result.samples),
                 summary(short) if short else {},
+                result.errors[:_TOLD_ERRORS],
             )
         )
 

@@ -24,6 +24,7 @@ class Run(msgspec.Struct, frozen=True):
     requests_per_s: float
     figures: dict[str, float]
     short: dict[str, float]  # of the requests with short outputs; none where all are long
+    errors: list[str] = []  # why the first of those that failed did
 
 
 class Comparison(msgspec.Struct, frozen=True):
