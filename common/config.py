@@ -61,7 +61,8 @@ class Config:
     pipeline_parallel: int = 1
     """Number of pipeline stages. A world needs one rank more: the gateway."""
     dtype: Dtype = "auto"
-    """Type of weights and KV. auto: fp32 on a CPU, the checkpoint's own type on a GPU."""
+    """Type in which stages compute, and in which they keep weights and KV unless told otherwise. auto: fp32 on a CPU,
+    the checkpoint's own type on a GPU."""
     weights: Stored = "exact"
     """How a CPU keeps matrices. exact: in --dtype. bf16 and int8 (in groups of 32) round them and need less memory,
     which is what small batches wait for; int8 is the fastest at any size, and multiplies integers of 16 and 8 bits."""

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def test_a_cpu_computes_in_fp32_unless_told_otherwise() -> None:
     assert place(replace(CONFIG, dtype="bf16"), spec, HostShare()).dtype_name == "bf16"
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -57,6 +59,12 @@ def test_keys_and_values_are_kept_as_exactly_as_matrices_unless_told_otherwise(
     placement = place(replace(CONFIG, **options), SPEC, HostShare())
     assert placement.dtype_name == name
     assert placement.kv_dtype == (torch.float16 if "KV" in name else placement.dtype)
+
+
+def test_where_torch_attends_keys_and_values_are_exact_unless_told_otherwise() -> None:
+    spec = replace(SPEC, head_dim=20)
+    assert place(replace(CONFIG, weights="int8"), spec, HostShare()).kv_dtype == torch.float32
+    assert place(replace(CONFIG, weights="int8", kv_cache_dtype="fp16"), spec, HostShare()).kv_dtype == torch.float16
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])

@@ -171,6 +171,19 @@ def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch)
         assert engine.streams[0].aborted.wait(WAIT_S)
 
 
+def test_a_client_that_pauses_and_reads_on_gets_all() -> None:
+    tokens = 30_000  # events of some 6 MB: more than the sockets hold
+    engine = FakeEngine(lambda job: list(b"x" * job.max_tokens), max_context=10**6)
+    with serving(engine) as url, connect(url) as connection:
+        connection.sendall(stream_request(max_tokens=tokens))
+        assert engine.submitted.wait(WAIT_S)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        assert not engine.streams[0].aborted.wait(0.1)
+        raw = answer(connection)
+    assert raw.count(b'"text":"x"') == tokens
+    assert b"[DONE]" in raw[-100:]
+
+
 def test_a_client_may_read_as_late_as_it_likes_while_little_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_server, "SEND_TIMEOUT_S", 0.0)
     engine = FakeEngine()

@@ -1,6 +1,7 @@
 """The parts of an iteration, timed on a tiny model."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def test_a_part_within_another_stops_the_outer_ones_clock(monkeypatch: pytest.Mo
     assert watch.seconds == {"outer": 1.0 + 4.0, "inner": 2.0}
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize(
     ("options", "kv_bytes"), [({}, 4), ({"weights": "int8"}, 2), ({"kv_cache_dtype": "fp16"}, 2)], ids=str
 )
@@ -32,6 +34,7 @@ def test_the_bound_reads_keys_and_values_as_they_are_kept(
     assert bench._bounds(Limits(1.0, 1.0)).kv_bytes == kv_bytes
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize("weights", ["exact", "int8"])
 def test_every_part_of_an_iteration_is_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], weights: str
