@@ -8,7 +8,7 @@ from typing import Protocol
 # A blocking MPI wait burns a core, so everybody polls, with a pause that grows while nothing comes.
 FIRST_PAUSE_S = 50e-6
 BUSY_PAUSE_S = 1e-3
-IDLE_PAUSE_S = 5e-3
+IDLE_PAUSE_S = 2e-3
 
 
 class ChannelError(RuntimeError):
@@ -57,11 +57,11 @@ class LocalChannel:
 
 
 def growing_pauses(longest_s: float = BUSY_PAUSE_S) -> Iterator[float]:
-    """Between looks for what may come at any time: seconds, from short ones on, up to 3 % of the whole wait."""
+    """Between looks for what may come at any time: seconds, from short ones on, up to 1 % of the whole wait."""
     pause_s = FIRST_PAUSE_S
     while True:
         yield pause_s
-        pause_s = min(pause_s * 1.03, longest_s)
+        pause_s = min(pause_s * 1.01, longest_s)
 
 
 def receive(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from common.channel import BUSY_PAUSE_S
 
 _SURE_SHARE = 0.9  # of the time that an iteration should take at least: not looked at earlier
+SHORTEST_S = 2e-4  # between two looks
 _LATE_SHARE = 0.01  # of the time that one has taken: how late its result may be noticed
 _CALM_SHARE = 0.03  # the same where the stage has the next plan already, and loses nothing
 _SLOWING = 1.02  # at most, from one iteration to the next
@@ -28,9 +29,9 @@ class Pace:
 
         calm: another plan is in flight, so nobody but clients waits for the result.
         """
-        share = _CALM_SHARE if calm else _LATE_SHARE
+        share, shortest_s = (_CALM_SHARE, BUSY_PAUSE_S) if calm else (_LATE_SHARE, SHORTEST_S)
         while True:
-            pause_s = max(BUSY_PAUSE_S, elapsed_s * share)
+            pause_s = max(shortest_s, elapsed_s * share)
             yield pause_s
             elapsed_s += pause_s
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from common.channel import BUSY_PAUSE_S
-from gateway.pace import Pace
+from gateway.pace import SHORTEST_S, Pace
 
 EXPECTED_S = 0.1
 
@@ -32,8 +31,8 @@ def looks(pace: Pace, real_s: float, *, calm: bool = False) -> int:
 @pytest.mark.parametrize("real_s", [0.02, 0.1, 0.5])
 def test_a_profile_that_is_wrong_makes_nobody_late_and_nobody_look_often(real_s: float) -> None:
     pace = Pace()
-    assert drive(pace, real_s, 1) <= max(BUSY_PAUSE_S, 0.01 * real_s)  # nothing is known, so it looks often
-    assert drive(pace, real_s, 50) <= max(BUSY_PAUSE_S, 0.01 * real_s)
+    assert drive(pace, real_s, 1) <= max(SHORTEST_S, 0.01 * real_s)  # nothing is known, so it looks often
+    assert drive(pace, real_s, 50) <= max(SHORTEST_S, 0.01 * real_s)
     assert looks(pace, real_s) <= 20
 
 
