@@ -1,5 +1,6 @@
 """A plan's entries as tensors: what the model and the attention need to know of one iteration. Knows no model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,26 +39,33 @@ class Inputs:
 
 def build_inputs(entries: list[Entry], block_tokens: int, device: torch.device) -> Inputs:
     """Lay the entries end to end. At least one entry; each has tokens, and blocks enough for them."""
-    segments = _segments(entries, block_tokens)
-    positions = [np.arange(s.start, s.end) for s in segments]
-    slots = [
-        s.blocks[p // block_tokens] * block_tokens + p % block_tokens for s, p in zip(segments, positions, strict=True)
+    for entry in entries:
+        _check(entry, block_tokens)
+    starts, counts = _ints(entry.start for entry in entries), _ints(len(entry.tokens) for entry in entries)
+    tables = _ints(len(entry.blocks) for entry in entries)  # sizes of block tables
+    ends, table_ends = counts.cumsum(), tables.cumsum()
+    blocks, tokens = _ints(b for e in entries for b in e.blocks), _ints(t for e in entries for t in e.tokens)
+    positions = np.arange(len(tokens)) + (starts - ends + counts).repeat(counts)
+    of_token = (table_ends - tables).repeat(counts) + positions // block_tokens  # where in `blocks` its own is
+    slots = blocks[of_token] * block_tokens + positions % block_tokens
+    sampled = ends[np.array([entry.sampling is not None for entry in entries])] - 1
+    segments = [
+        Segment(end - count, start, count, blocks[table_end - size : table_end])
+        for end, count, start, table_end, size in zip(
+            *(numbers.tolist() for numbers in (ends, counts, starts, table_ends, tables)), strict=True
+        )
     ]
-    tokens = [token for entry in entries for token in entry.tokens]
-    sampled = [s.first + s.count - 1 for s, e in zip(segments, entries, strict=True) if e.sampling is not None]
-    numbers = [np.array(tokens), np.concatenate(positions), np.concatenate(slots), np.array(sampled, dtype=np.int64)]
-    tokens_there, positions_there, slots_there, sampled_there = to_device_together(numbers, device)
+    tokens_there, positions_there, slots_there, sampled_there = to_device_together(
+        [tokens, positions, slots, sampled], device
+    )
     return Inputs(tokens_there, positions_there, slots_there, sampled_there, segments)
 
 
-def _segments(entries: list[Entry], block_tokens: int) -> list[Segment]:
-    segments = []
-    first = 0
-    for entry in entries:
-        count = len(entry.tokens)
-        needed = -(-(entry.start + count) // block_tokens)
-        assert count > 0, f"job {entry.job_id} has no tokens"
-        assert needed <= len(entry.blocks), f"job {entry.job_id} has {len(entry.blocks)} blocks, needs {needed}"
-        segments.append(Segment(first, entry.start, count, np.array(entry.blocks, dtype=np.int64)))
-        first += count
-    return segments
+def _check(entry: Entry, block_tokens: int) -> None:
+    needed = -(-(entry.start + len(entry.tokens)) // block_tokens)
+    assert entry.tokens, f"job {entry.job_id} has no tokens"
+    assert needed <= len(entry.blocks), f"job {entry.job_id} has {len(entry.blocks)} blocks, needs {needed}"
+
+
+def _ints(numbers: Iterable[int]) -> Ints:
+    return np.fromiter(numbers, np.int64)

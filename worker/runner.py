@@ -120,7 +120,8 @@ class Runner:
         """One answer per entry, and logprobs if any entry wants them. Returns when the device is done."""
         wanted = [i for i, entry in enumerate(entries) if entry.sampling is not None]
         if inputs is not None and wanted:
-            logits, sampled = self._model.logits(hidden[inputs.sampled]), [entries[i] for i in wanted]
+            rows = hidden if len(inputs.sampled) == len(hidden) else hidden[inputs.sampled]
+            logits, sampled = self._model.logits(rows), [entries[i] for i in wanted]
             raw = RawDistribution(logits, sampled)
             drawn = sample(logits, sampled)
             return _placed(wanted, drawn, len(entries)), _placed(wanted, raw.of(drawn), len(entries))

@@ -15,7 +15,7 @@ typedef struct {
 typedef struct {
     const float *logits;
     int64_t vocab;
-    float temperature, highest;
+    float highest, coldness;  // 1 / temperature
 } Row;
 
 // Some tokens' logits, and -inf behind the last one.
@@ -63,8 +63,8 @@ static double weigh(const Row *row, int64_t chunk, float *weights) {
     double sum = 0.0;
     take_chunk(row, chunk, weights);
     for (int64_t i = 0; i < CHUNK; i += WIDTH) {
-        // Less the highest before the division: a tiny temperature must not overflow.
-        const Vec x = (from_floats(weights + i) - row->highest) / row->temperature;
+        // Less the highest first: a tiny temperature must not overflow.
+        const Vec x = (from_floats(weights + i) - row->highest) * row->coldness;
         const Vec weight = chosen(x > -87.0f, exponential(x), (Vec){0});
         *(Vec *)(weights + i) = weight;
         sums += __builtin_convertvector(weight, Doubles);
@@ -96,8 +96,9 @@ void draw_tokens(const float *logits, int64_t rows, int64_t vocab, const Draw *d
     for (int64_t r = 0; r < rows; r++) {
         bool finite;
         const float highest = highest_of(logits + r * vocab, vocab, &finite);
-        const Row row = {logits + r * vocab, vocab, draws[r].temperature, highest};
+        const float temperature = draws[r].temperature;
+        const Row row = {logits + r * vocab, vocab, highest, 1.0f / fmaxf(temperature, 1e-38f)};
         if (draws[r].barred ? !isfinite(highest) : !finite) tokens[r] = -1;
-        else tokens[r] = row.temperature == 0.0f ? likeliest(&row) : token_at(&row, draws[r].draw);
+        else tokens[r] = temperature == 0.0f ? likeliest(&row) : token_at(&row, draws[r].draw);
     }
 }
