@@ -16,6 +16,7 @@ from worker.models.rms_norm import RmsNorm
 from worker.models.stored_matrix import GROUP, StoredMatrix
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_QUADS = 3
 
 
 class Parameters(ctypes.Structure):
@@ -62,13 +63,17 @@ class NativeLinear:
         def panels(rows: Tensor) -> Tensor:
             return _gated_panels(rows, width) if gated else _panels(rows, 2 * width)
 
-        values = _paired(panels(matrix.values)) if matrix.scales is not None else panels(matrix.values)
+        values, kind = panels(matrix.values), _TYPES[matrix.values.dtype]
+        if matrix.scales is not None and wants_quads(library):
+            values, kind = _side_by_side(values, 4) ^ -128, _QUADS  # as unsigned numbers, 128 more
+        elif matrix.scales is not None:
+            values = _side_by_side(values, 2)
         scales = None if matrix.scales is None else panels(matrix.scales)
         biases = None if bias is None else panels(bias[:, None])
         parameters = Parameters(
             ins=matrix.values.shape[1],
             outs=len(matrix.values) // (2 if gated else 1),
-            type=_TYPES[values.dtype],
+            type=kind,
             gated=gated,
             threads=torch.get_num_threads(),
             matrix=values.data_ptr(),
@@ -92,6 +97,12 @@ class NativeLinear:
         return out
 
 
+def wants_quads(library: ctypes.CDLL) -> bool:
+    """Whether the CPU multiplies 8 bits four times at once: int8 then lies in memory as that wants it."""
+    library.linear_quads.restype = ctypes.c_bool
+    return bool(library.linear_quads())
+
+
 def _functions(library: ctypes.CDLL) -> tuple[Callable[..., None], Callable[..., None]]:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     library.linear.argtypes, library.linear.restype = (pointer, pointer, number, pointer, pointer), None
@@ -105,10 +116,10 @@ def _panels(rows: Tensor, width: int) -> Tensor:
     return padded.view(-1, width, rows.shape[1]).transpose(1, 2).contiguous()
 
 
-def _paired(panels: Tensor) -> Tensor:
-    """[panels, n, width] as [panels, n / 2, width, 2], padded to whole groups with zeros."""
+def _side_by_side(panels: Tensor, count: int) -> Tensor:
+    """[panels, n, width] as [panels, n / count, width, count], padded to whole groups with zeros."""
     padded = F.pad(panels, (0, 0, 0, -panels.shape[1] % GROUP))
-    return padded.view(len(panels), -1, 2, panels.shape[2]).transpose(2, 3).contiguous()
+    return padded.view(len(panels), -1, count, panels.shape[2]).transpose(2, 3).contiguous()
 
 
 def _gated_panels(rows: Tensor, width: int) -> Tensor:

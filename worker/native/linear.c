@@ -7,16 +7,20 @@
 //
 // fp32 and bf16 are multiplied in fp32. To meet int8 a row is rounded itself, to 16 bits with a scale for every group of
 // inputs; products are summed as integers within a group, without any error, and as fp32 from group to group. It takes
-// half of fp32's time; llama.cpp does likewise, with 8 bits. There the panels are [panels][ins / 2][PANEL][2].
+// half of fp32's time; llama.cpp does likewise, with 8 bits. There the panels are [panels][ins / 2][PANEL][2], for pairs
+// of 16 bits; or, for CPUs that multiply four times 8 bits at once, [panels][ins / 4][PANEL][4], with 128 added to each
+// weight. The numbers are the same, to the bit.
 #include <omp.h>
 #include <stdlib.h>
 
 #include "tiles.h"
 
+static const float LARGEST = 32639.0f;  // of a rounded number: 127 * 256 + 127
 enum { CHUNK_NUMBERS = 1 << 16 };  // of the rows that meet a panel in turn: half of a core's second cache
 
 int64_t linear_width(void) { return WIDTH; }
 int64_t linear_group(void) { return GROUP; }
+bool linear_quads(void) { return QUADS; }
 
 INLINE Vec silu(Vec x) {
     const Ints negative = x < 0.0f;
@@ -59,8 +63,8 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
                             const float *add, float *out, float *memory) {
     Vec sums[2 * ROWS + 2 * MOST_PANELS];
     Panel panel = panel_at(l, index);
-    const Shape *shape = next_shape(rows, panels);
-    const int64_t tiles = ratio_up(rows, ROWS), first = tiles > 1;
+    const Shape *shape = next_shape(l, rows, panels);
+    const int64_t tiles = ratio_up(rows, most_rows(l)), first = tiles > 1;
     const int64_t parts = rows <= 2 ? 0 : l->type == FP32 && tiles > 2 ? 2 : 1;
     const char *ahead = panel_at(l, next).matrix;
     if (memory) {
@@ -69,7 +73,7 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
     }
     for (int64_t r = 0, tile = -first; r < rows; r += shape->rows, tile++) {
         const bool asks = 0 <= tile && tile < parts;
-        shape = next_shape(rows - r, shape->panels);
+        shape = next_shape(l, rows - r, shape->panels);
         shape->of[memory ? FP32 : l->type](l, panel, input_from(l, x, r), sums,
                                            asks ? ahead + tile * panel_bytes(l) / parts : panel.matrix,
                                            asks ? turn_bytes(l) / parts : 0);
@@ -89,9 +93,21 @@ static void normalize(const Linear *l, const float *x, float *out) {
     for (i = 0; i < l->ins; i++) out[i] = x[i] * scale * l->norm[i];
 }
 
-// A row as integers of 16 bits that share a scale in every group: its largest number becomes 32767 or -32767. A scale is
-// no number where one in its group is none.
-static void round_row(const Linear *l, const float *x, int16_t *rounded, float *scales) {
+// Integers of 16 bits as halves. Returns what they add to a column's sum because its weights have 128 added to them.
+static int32_t halve(const float *numbers, Halves *halves) {
+    int32_t sum = 0;
+    for (int i = 0; i < GROUP; i++) {
+        const int32_t number = (int32_t)numbers[i];
+        halves->high[i] = (number + 128) >> 8;
+        halves->low[i] = number;  // less 256 where that is 128 or more
+        sum += number;
+    }
+    return 128 * sum;
+}
+
+// A row as integers of 16 bits that share a scale in every group: its largest number becomes the largest whose halves both
+// have a sign. A scale is no number where one in its group is none.
+static void round_row(const Linear *l, const float *x, int16_t *rounded, float *scales, int32_t *offsets) {
     const Vec magic = spread(12582912.0f);  // 1.5 * 2^23: rounds to an integer
     for (int64_t first = 0; first < l->ins; first += GROUP, rounded += GROUP) {
         float group[GROUP] = {0};
@@ -104,36 +120,42 @@ static void round_row(const Linear *l, const float *x, int16_t *rounded, float *
         }
         float most = 0.0f;
         UNROLLED for (int i = 0; i < WIDTH; i++) most = largest[i] > most ? largest[i] : most;
-        const float inverse = most > 0.0f ? 32767.0f / most : 0.0f;
+        const float inverse = most > 0.0f ? LARGEST / most : 0.0f;
         UNROLLED for (int i = 0; i < GROUP; i += WIDTH)
             *(Vec *)(group + i) = from_floats(group + i) * inverse + magic - magic;
-        for (int i = 0; i < GROUP; i++) rounded[i] = (int16_t)group[i];
-        *scales++ = most / 32767.0f + total(none);
+        if (l->type == INT8) {
+            for (int i = 0; i < GROUP; i++) rounded[i] = (int16_t)group[i];
+        } else {
+            *offsets++ = halve(group, (Halves *)rounded);
+        }
+        *scales++ = most / LARGEST + total(none);
     }
 }
 
 typedef struct {  // where rows are prepared; 16 bits come last, whatever their number
     float *normalized, *scales;
+    int32_t *offsets;
     int16_t *rounded;
 } Prepared;
 
 static int64_t normalized_numbers(const Linear *l, int64_t rows) { return l->norm ? rows * l->ins : 0; }
-static int64_t scale_numbers(const Linear *l, int64_t rows) { return l->type == INT8 ? rows * groups_of(l) : 0; }
+static int64_t scale_numbers(const Linear *l, int64_t rows) { return is_int8(l) ? rows * groups_of(l) : 0; }
 
 static Prepared prepared_in(void *memory, const Linear *l, int64_t rows) {
     float *normalized = memory, *scales = normalized + normalized_numbers(l, rows);
-    return (Prepared){normalized, scales, (int16_t *)(scales + scale_numbers(l, rows))};
+    int32_t *offsets = (int32_t *)(scales + scale_numbers(l, rows));
+    return (Prepared){normalized, scales, offsets, (int16_t *)(offsets + scale_numbers(l, rows))};
 }
 
 int64_t linear_memory(const Linear *l, int64_t rows) {
     const int64_t scales = scale_numbers(l, rows);
-    return (normalized_numbers(l, rows) + scales) * sizeof(float) + scales * GROUP * sizeof(int16_t);
+    return (normalized_numbers(l, rows) + 2 * scales) * sizeof(float) + scales * GROUP * sizeof(int16_t);
 }
 
 // The rows as the matrix wants to meet them.
 static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to) {
     const int64_t ins = l->ins, groups = groups_of(l);
-    if (!l->norm && l->type != INT8) return (Input){.exact = x};
+    if (!l->norm && !is_int8(l)) return (Input){.exact = x};
 #pragma omp for
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * ins;
@@ -141,16 +163,18 @@ static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to)
             normalize(l, row, to.normalized + r * ins);
             row = to.normalized + r * ins;
         }
-        if (l->type == INT8) round_row(l, row, to.rounded + r * groups * GROUP, to.scales + r * groups);
+        if (is_int8(l))
+            round_row(l, row, to.rounded + r * groups * GROUP, to.scales + r * groups, to.offsets + r * groups);
     }
-    return (Input){l->norm ? to.normalized : x, to.rounded, to.scales};
+    return (Input){l->norm ? to.normalized : x, to.rounded, to.scales, to.offsets};
 }
 
 bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; }
 
 void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory) {
     const int64_t ins = l->ins, outs = l->outs, panels = ratio_up(outs, l->gated ? WIDTH : PANEL);
-    const int64_t chunk = rows <= ROWS ? rows : smaller(rows, ratio_up(CHUNK_NUMBERS, ins * ROWS) * ROWS);
+    const int64_t most = most_rows(l);
+    const int64_t chunk = rows <= most ? rows : smaller(rows, ratio_up(CHUNK_NUMBERS, ins * most) * most);
     const int64_t chunks = ratio_up(rows, chunk), together = rows == 1 ? 4 : rows == 2 ? 2 : 1;
     const int64_t runs = ratio_up(panels, together), threads = omp_get_num_threads();
     float *unpacked = l->type == BF16 && chunk > ROWS ? malloc(ins * PANEL * sizeof(float)) : NULL;
@@ -182,6 +206,10 @@ INLINE float number(const Linear *l, Panel panel, int64_t k, int64_t column) {
     if (l->type == INT8) {
         const int8_t rounded = ((const int8_t *)panel.matrix)[(k / 2 * PANEL + column) * 2 + k % 2];
         return rounded * panel.scales[k / GROUP * PANEL + column];
+    }
+    if (l->type == INT8_QUADS) {
+        const uint8_t raised = ((const uint8_t *)panel.matrix)[(k / 4 * PANEL + column) * 4 + k % 4];
+        return (raised - 128) * panel.scales[k / GROUP * PANEL + column];
     }
     const uint32_t bits = (uint32_t)((const uint16_t *)panel.matrix)[at] << 16;
     float value;

@@ -6,6 +6,7 @@
 #include "vectors.h"
 
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
+enum { MOST_QUAD_ROWS = 6 };
 enum { GROUP = 32 };  // inputs that share a scale in int8
 
 typedef struct {  // a panel's numbers
@@ -15,19 +16,27 @@ typedef struct {  // a panel's numbers
 
 typedef struct {  // rows that follow one another
     const float *exact;      // [rows][ins]
-    const int16_t *rounded;  // to meet int8: [rows][groups][GROUP], zeros at the end
+    const int16_t *rounded;  // to meet int8: [rows][groups][GROUP], zeros at the end; quads: [rows][groups] of Halves
     const float *scales;     // of these: [rows][groups]
+    const int32_t *offsets;  // to meet quads: [rows][groups] what a column's sum has too much
 } Input;
+
+typedef struct {  // numbers of 16 bits, 256 * high + low
+    int8_t high[GROUP], low[GROUP];
+} Halves;
+
+INLINE bool is_int8(const Linear *l) { return l->type == INT8 || l->type == INT8_QUADS; }
 
 INLINE int64_t groups_of(const Linear *l) { return ratio_up(l->ins, GROUP); }
 
 INLINE Input input_from(const Linear *l, Input x, int64_t row) {
-    if (l->type != INT8) return (Input){.exact = x.exact + row * l->ins};
-    return (Input){.rounded = x.rounded + row * groups_of(l) * GROUP, .scales = x.scales + row * groups_of(l)};
+    const int64_t groups = row * groups_of(l);
+    if (!is_int8(l)) return (Input){.exact = x.exact + row * l->ins};
+    return (Input){NULL, x.rounded + groups * GROUP, x.scales + groups, x.offsets + groups};
 }
 
 // How often a tile's loop turns for one panel, and what it reads of it in a turn.
-INLINE int64_t turns_of(const Linear *l) { return l->type == INT8 ? groups_of(l) * GROUP / 2 : l->ins; }
+INLINE int64_t turns_of(const Linear *l) { return is_int8(l) ? groups_of(l) * GROUP / 2 : l->ins; }
 INLINE int64_t turn_bytes(const Linear *l) { return PANEL * (l->type == FP32 ? sizeof(float) : sizeof(uint16_t)); }
 
 INLINE int64_t panel_bytes(const Linear *l) { return turns_of(l) * turn_bytes(l); }
@@ -97,24 +106,71 @@ INLINE void multiply_rounded(int rows, int panels, const Linear *l, Panel panel,
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
 }
 
+// The same of quads: weights have 128 added to them, and rows are halved, as the CPU multiplies 8 bits without a sign by
+// 8 bits with one.
+INLINE void multiply_quads(int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out, const char *ahead,
+                           int64_t step) {
+    const int columns = 2 * panels;
+    const int64_t groups = groups_of(l), next = groups * GROUP * PANEL, next_scales = groups * PANEL;
+    Vec sums[MOST_QUAD_ROWS][2 * MOST_PANELS];
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int c = 0; c < columns; c++) sums[r][c] = (Vec){0};
+    for (int64_t g = 0; g < groups; g++) {
+        const Halves *halves = (const Halves *)x.rounded + g;
+        Ints high[MOST_QUAD_ROWS][2 * MOST_PANELS], low[MOST_QUAD_ROWS][2 * MOST_PANELS];
+        UNROLLED for (int r = 0; r < rows; r++)
+            UNROLLED for (int c = 0; c < columns; c++)
+                high[r][c] = (Ints){0}, low[r][c] = (Ints){0} - x.offsets[r * groups + g];
+        for (int64_t k = 0; k < GROUP; k += 4) {
+            const int64_t turn = (g * GROUP + k) / 2;
+            __builtin_prefetch(ahead + turn * step, 0, 2);
+            __builtin_prefetch(ahead + (turn + 1) * step, 0, 2);
+            Ints column[2 * MOST_PANELS];
+            UNROLLED for (int c = 0; c < columns; c++)
+                column[c] = *(const Ints *)((const uint8_t *)panel.matrix + c / 2 * next + (g * GROUP + k) * PANEL +
+                                            c % 2 * 2 * PANEL);
+            UNROLLED for (int r = 0; r < rows; r++)
+                UNROLLED for (int c = 0; c < columns; c++) {
+                    high[r][c] = add_quads(high[r][c], column[c], spread_quad(halves[r * groups].high + k));
+                    low[r][c] = add_quads(low[r][c], column[c], spread_quad(halves[r * groups].low + k));
+                }
+        }
+        UNROLLED for (int c = 0; c < columns; c++) {
+            const Vec scale = from_floats(panel.scales + c / 2 * next_scales + g * PANEL + c % 2 * WIDTH);
+            UNROLLED for (int r = 0; r < rows; r++)
+                sums[r][c] = fused(from_ints((high[r][c] << 8) + low[r][c]), scale * spread(x.scales[r * groups + g]),
+                                   sums[r][c]);
+        }
+    }
+    UNROLLED for (int r = 0; r < rows; r++)
+        UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
+}
+
 typedef void Tile(const Linear *, Panel, Input, Vec *, const char *, int64_t);
 typedef struct {
     int64_t rows, panels;
-    Tile *of[3];  // by type
+    Tile *of[4];  // by type; quads need more registers, and have no tiles that are higher
 } Shape;
 
 #define TILE(type, rows, panels)                                                                     \
     static void tile_##type##_##rows##_##panels(const Linear *l, Panel panel, Input x, Vec *sums, \
                                                 const char *ahead, int64_t step) {                \
         if (type == INT8) multiply_rounded(rows, panels, l, panel, x, sums, ahead, step);           \
+        else if (type == INT8_QUADS) multiply_quads(rows, panels, l, panel, x, sums, ahead, step);  \
         else multiply(type, rows, panels, l, panel, x, sums, ahead, step);                          \
     }
 #define TILES(rows, panels) TILE(FP32, rows, panels) TILE(BF16, rows, panels) TILE(INT8, rows, panels)
 #define SHAPE(rows, panels) \
     {rows, panels, {tile_FP32_##rows##_##panels, tile_BF16_##rows##_##panels, tile_INT8_##rows##_##panels}}
+#define LOW_SHAPE(rows, panels)                                                                                \
+    {rows, panels, {tile_FP32_##rows##_##panels, tile_BF16_##rows##_##panels, tile_INT8_##rows##_##panels,     \
+                    tile_INT8_QUADS_##rows##_##panels}}
 
 // At least eight sums hide how long an addition takes: the fewer rows, the more panels at once.
 TILES(1, 1) TILES(1, 4) TILES(2, 1) TILES(2, 2) TILES(3, 1) TILES(4, 1) TILES(5, 1) TILES(6, 1)
+#define QUAD_TILE(rows, panels) TILE(INT8_QUADS, rows, panels)
+QUAD_TILE(1, 1) QUAD_TILE(1, 4) QUAD_TILE(2, 1) QUAD_TILE(2, 2) QUAD_TILE(3, 1) QUAD_TILE(4, 1) QUAD_TILE(5, 1)
+QUAD_TILE(6, 1)
 #ifdef WIDE
 TILES(7, 1) TILES(8, 1) TILES(9, 1) TILES(10, 1) TILES(11, 1) TILES(12, 1)
 #endif
@@ -122,12 +178,16 @@ static const Shape shapes[] = {
 #ifdef WIDE
     SHAPE(12, 1), SHAPE(11, 1), SHAPE(10, 1), SHAPE(9, 1), SHAPE(8, 1), SHAPE(7, 1),
 #endif
-    SHAPE(6, 1), SHAPE(5, 1), SHAPE(4, 1), SHAPE(3, 1), SHAPE(2, 2), SHAPE(2, 1), SHAPE(1, 4), SHAPE(1, 1),
+    LOW_SHAPE(6, 1), LOW_SHAPE(5, 1), LOW_SHAPE(4, 1), LOW_SHAPE(3, 1),
+    LOW_SHAPE(2, 2), LOW_SHAPE(2, 1), LOW_SHAPE(1, 4), LOW_SHAPE(1, 1),
 };
 
+// How high a tile gets.
+INLINE int64_t most_rows(const Linear *l) { return l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS; }
+
 // Tiles of about the same height, as high as they get.
-static const Shape *next_shape(int64_t rows, int64_t panels) {
-    const int64_t height = ratio_up(rows, ratio_up(rows, ROWS));
+static const Shape *next_shape(const Linear *l, int64_t rows, int64_t panels) {
+    const int64_t height = ratio_up(rows, ratio_up(rows, most_rows(l)));
     const Shape *shape = shapes;
     while (shape->rows > height || shape->panels > panels) shape++;
     return shape;

@@ -72,6 +72,29 @@ INLINE Ints products(Pairs a, Pairs b) {
 #endif
 }
 
+// Each number's four products of 8 bits, summed, and added to `sum`: a is unsigned, b signed.
+#if defined(__AVX512VNNI__) && defined(WIDE)
+#define QUADS true
+INLINE Ints add_quads(Ints sum, Ints a, Ints b) { return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
+#elif defined(__AVXVNNI__) && !defined(WIDE)
+#define QUADS true
+INLINE Ints add_quads(Ints sum, Ints a, Ints b) {
+    return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+}
+#else
+#define QUADS false
+INLINE Ints add_quads(Ints sum, Ints a, Ints b) {
+    for (int i = 0; i < 32; i += 8) sum += (Ints)(((Ints)a >> i & 255) * ((Ints)b << (24 - i) >> 24));
+    return sum;
+}
+#endif
+
+INLINE Ints spread_quad(const int8_t *x) {
+    int32_t quad;
+    memcpy(&quad, x, sizeof(quad));
+    return (Ints){0} + quad;
+}
+
 INLINE Vec from_ints(Ints x) { return __builtin_convertvector(x, Vec); }
 
 INLINE float total(Vec x) {
