@@ -13,6 +13,7 @@
 #include <omp.h>
 #include <stdlib.h>
 
+#include "amx.h"
 #include "tiles.h"
 
 static const float LARGEST = 32639.0f;  // of a rounded number: 127 * 256 + 127
@@ -55,31 +56,43 @@ static void unpack(const Linear *l, Panel panel, float *memory) {
     for (int64_t i = 0; i < l->ins * PANEL; i += WIDTH) *(Vec *)(memory + i) = weights(BF16, panel.matrix, i);
 }
 
+INLINE bool by_amx(const Linear *l, int64_t rows) { return l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx(); }
+
+// Rows of a tile at most.
+INLINE int64_t most_rows(const Linear *l, int64_t rows) {
+    return by_amx(l, rows) ? TALL : l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS;
+}
+
 // Some rows times a panel, or several that a tile takes at once. memory: to unpack it where that is worth it, or none.
 // next: the panel that is likely to follow, for which memory is asked meanwhile. Not by one or two rows, which leave
 // memory no time; not by the first of several tiles, which still waits for its own; and in fp32 by two of these, because a
 // line in each turn is more than memory can send.
 static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_t panels, int64_t rows, Input x,
                             const float *add, float *out, float *memory) {
-    Vec sums[2 * ROWS + 2 * MOST_PANELS];
+    Vec sums[2 * TALL + 2 * MOST_PANELS] __attribute__((aligned(64)));
     Panel panel = panel_at(l, index);
-    const Shape *shape = next_shape(l, rows, panels);
-    const int64_t tiles = ratio_up(rows, most_rows(l)), first = tiles > 1;
+    const int64_t most = most_rows(l, rows), tiles = ratio_up(rows, most), first = tiles > 1;
     const int64_t parts = rows <= 2 ? 0 : l->type == FP32 && tiles > 2 ? 2 : 1;
     const char *ahead = panel_at(l, next).matrix;
     if (memory) {
         unpack(l, panel, memory);
         panel.matrix = memory;
     }
-    for (int64_t r = 0, tile = -first; r < rows; r += shape->rows, tile++) {
-        const bool asks = 0 <= tile && tile < parts;
-        shape = next_shape(l, rows - r, shape->panels);
-        shape->of[memory ? FP32 : l->type](l, panel, input_from(l, x, r), sums,
-                                           asks ? ahead + tile * panel_bytes(l) / parts : panel.matrix,
-                                           asks ? turn_bytes(l) / parts : 0);
-        finish(l, shape->rows, 2 * shape->panels, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
+    for (int64_t r = 0, tile = -first, height; r < rows; r += height, tile++) {
+        height = height_of(rows - r, most);
+        if (by_amx(l, rows)) {
+            multiply_amx(height, l, panel, input_from(l, x, r), sums, (const int8_t *)ahead);
+        } else {
+            const bool asks = 0 <= tile && tile < parts;
+            const Shape *shape = next_shape(height, panels);
+            height = shape->rows, panels = shape->panels;
+            shape->of[memory ? FP32 : l->type](l, panel, input_from(l, x, r), sums,
+                                               asks ? ahead + tile * panel_bytes(l) / parts : panel.matrix,
+                                               asks ? turn_bytes(l) / parts : 0);
+        }
+        finish(l, height, 2 * panels, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
     }
-    return shape->panels;
+    return panels;
 }
 
 // Rows scaled to a mean square of one, then by the norm's weights.
@@ -173,7 +186,7 @@ bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; 
 
 void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory) {
     const int64_t ins = l->ins, outs = l->outs, panels = ratio_up(outs, l->gated ? WIDTH : PANEL);
-    const int64_t most = most_rows(l);
+    const int64_t most = most_rows(l, rows);
     const int64_t chunk = rows <= most ? rows : smaller(rows, ratio_up(CHUNK_NUMBERS, ins * most) * most);
     const int64_t chunks = ratio_up(rows, chunk), together = rows == 1 ? 4 : rows == 2 ? 2 : 1;
     const int64_t runs = ratio_up(panels, together), threads = omp_get_num_threads();
@@ -188,6 +201,7 @@ void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *a
             p += multiply_run(l, p, next, end - p, smaller(chunk, rows - r), input_from(l, input, r),
                               add ? add + r * outs : NULL, out + r * outs, unpacked);
     }
+    leave_amx();
     free(unpacked);
 }
 

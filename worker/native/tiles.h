@@ -182,12 +182,10 @@ static const Shape shapes[] = {
     LOW_SHAPE(2, 2), LOW_SHAPE(2, 1), LOW_SHAPE(1, 4), LOW_SHAPE(1, 1),
 };
 
-// How high a tile gets.
-INLINE int64_t most_rows(const Linear *l) { return l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS; }
+// Of tiles of about the same height, as high as they get.
+INLINE int64_t height_of(int64_t rows, int64_t most) { return ratio_up(rows, ratio_up(rows, most)); }
 
-// Tiles of about the same height, as high as they get.
-static const Shape *next_shape(const Linear *l, int64_t rows, int64_t panels) {
-    const int64_t height = ratio_up(rows, ratio_up(rows, most_rows(l)));
+static const Shape *next_shape(int64_t height, int64_t panels) {
     const Shape *shape = shapes;
     while (shape->rows > height || shape->panels > panels) shape++;
     return shape;
