@@ -45,18 +45,25 @@ class Contestant:
 
 
 def contestants() -> list[Contestant]:
-    """All that are known. Under load each is measured in those precisions in which it is fast on CPUs without bf16."""
+    """All that are known. Under load each is measured in those precisions in which it is fast on this CPU."""
+    bf16 = _multiplies_bf16()
     packed, wide = _llama_cpp(lambda home: home.checkpoint.packed), _llama_cpp(_bf16_gguf)
     return [
         Contestant("skipjoin", "fp32", _nothing, _skipjoin("exact")),
         Contestant("skipjoin", "bf16", _nothing, _skipjoin("bf16"), under_load=False),
         Contestant("skipjoin", "int8", _nothing, _skipjoin("int8")),
-        Contestant("vllm", "fp32", _install_vllm, _vllm("float32")),
-        Contestant("vllm", "bf16", _install_vllm, _vllm("bfloat16"), under_load=False),
+        Contestant("vllm", "fp32", _install_vllm, _vllm("float32"), under_load=not bf16),
+        Contestant("vllm", "bf16", _install_vllm, _vllm("bfloat16"), under_load=bf16),
         Contestant("llama.cpp", "bf16", _install_llama_cpp, wide),
         Contestant("llama.cpp", "q4_1", _install_llama_cpp, packed),
         Contestant("transformers", "fp32", _install_transformers, _transformers, _directory),
     ]
+
+
+def _multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for it; without them products in bf16 take several times those in fp32."""
+    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
 def _nothing(home: Home) -> None:
