@@ -34,11 +34,12 @@ typedef struct {  // sums of a group, left and right
 
 static __thread int64_t configured_rows;
 
-// Linux wants a process to ask before its threads use the unit.
-static bool has_amx(void) {
-    static int known = -1;
-    if (known < 0) known = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
-    return known;
+static bool has_amx;
+
+// Linux wants a process to ask before its threads use the unit: when this library is loaded.
+__attribute__((constructor)) static void ask_for_amx(void) {
+    const long arch_req_xcomp_perm = 0x1023, tile_data = 18;
+    has_amx = syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0;
 }
 
 static void configure_amx(int64_t rows) {
@@ -102,7 +103,7 @@ static void multiply_amx(int64_t rows, const Linear *l, Panel panel, Input x, Ve
 
 #else
 
-static bool has_amx(void) { return false; }
+enum { has_amx = false };
 static void leave_amx(void) {}
 static void multiply_amx(int64_t rows, const Linear *l, Panel panel, Input x, Vec *out, const int8_t *next) {}
 

@@ -56,7 +56,7 @@ static void unpack(const Linear *l, Panel panel, float *memory) {
     for (int64_t i = 0; i < l->ins * PANEL; i += WIDTH) *(Vec *)(memory + i) = weights(BF16, panel.matrix, i);
 }
 
-INLINE bool by_amx(const Linear *l, int64_t rows) { return l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx(); }
+INLINE bool by_amx(const Linear *l, int64_t rows) { return l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx; }
 
 // Rows of a tile at most.
 INLINE int64_t most_rows(const Linear *l, int64_t rows) {

@@ -6,7 +6,7 @@
 #include "vectors.h"
 
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
-enum { MOST_QUAD_ROWS = 6 };
+enum { MOST_QUAD_ROWS = 6 };  // of quads, whose sums come as two halves
 enum { GROUP = 32 };  // inputs that share a scale in int8
 
 typedef struct {  // a panel's numbers
@@ -106,8 +106,8 @@ INLINE void multiply_rounded(int rows, int panels, const Linear *l, Panel panel,
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
 }
 
-// The same of quads: weights have 128 added to them, and rows are halved, as the CPU multiplies 8 bits without a sign by
-// 8 bits with one.
+// The same of quads: the CPU multiplies 8 bits without a sign, so weights have 128 added to them, by 8 bits with one, so a
+// row's numbers come as halves.
 INLINE void multiply_quads(int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out, const char *ahead,
                            int64_t step) {
     const int columns = 2 * panels;
