@@ -39,6 +39,15 @@ def test_an_answer_has_all_that_openai_promises(client: openai.OpenAI) -> None:
     assert "x_sched" not in (answer.model_extra or {})
 
 
+def test_the_fingerprint_tells_what_changes_the_output_of_a_seed() -> None:
+    options: list[dict[str, Any]] = [{}, {"weights": "int8"}, {"kv_cache_dtype": "fp16"}, {"dtype": "bf16"}]
+    found = []
+    for option in options:
+        with client_of(**option) as client:
+            found.append(client.chat.completions.create(model=NAME, messages=HI).system_fingerprint)
+    assert len(set(found)) == len(options)
+
+
 def test_messages_go_through_the_template() -> None:
     engine = FakeEngine()
     messages: Any = [

@@ -24,7 +24,7 @@ INLINE void store_fp16(Vec x, uint16_t *to) {
     const Ints sign = (Ints)x & (int32_t)0x80000000;
     const Vec size = (Vec)((Ints)x ^ sign);
     // To 11 bits, the nearest even: by adding, and taking away, what leaves no room for more; below 2^-14 to 2^-24.
-    const Vec least = chosen((Vec)((Ints)size & 0x7f800000) < 0x1p-14f, spread(0x1p-14f), (Vec)((Ints)size & 0x7f800000));
+    const Vec power = (Vec)((Ints)size & 0x7f800000), least = larger(power, spread(0x1p-14f));
     const Vec magic = least * 0x1.8p13f;
     const Vec rounded = (size + magic - magic) * 0x1p-112f;
     const Ints none = size != size, infinite = size >= 65520.0f;

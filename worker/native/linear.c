@@ -118,8 +118,8 @@ static int32_t halve(const float *numbers, Halves *halves) {
     return 128 * sum;
 }
 
-// A row as integers of 16 bits that share a scale in every group: its largest number becomes the largest whose halves both
-// have a sign. A scale is no number where one in its group is none.
+// A row as integers of 16 bits that share a scale in every group: its largest number becomes the largest whose halves
+// both have a sign. A scale is no number where one in its group is none.
 static void round_row(const Linear *l, const float *x, int16_t *rounded, float *scales, int32_t *offsets) {
     const Vec magic = spread(12582912.0f);  // 1.5 * 2^23: rounds to an integer
     for (int64_t first = 0; first < l->ins; first += GROUP, rounded += GROUP) {

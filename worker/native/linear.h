@@ -9,7 +9,7 @@ enum Type { FP32, BF16, INT8, INT8_QUADS };
 
 typedef struct {
     int64_t ins, outs, type, gated, threads;
-    const void *matrix;   // in the order that linear.c tells; gated: the first half of a panel are gates, the second what they let through
+    const void *matrix;   // as linear.c says; gated: the first half of a panel are gates, the second what they let through
     const float *scales;  // of int8, either way: [panels][groups][PANEL]
     const float *bias;    // [panels * PANEL], or none
     const float *norm;    // of an RMS norm of the rows before, [ins], or none

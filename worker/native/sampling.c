@@ -91,7 +91,8 @@ static int64_t token_at(const Row *row, double share) {
 }
 
 // A token per row, or -1 where logits are not finite or all tokens are barred. logits: [rows][vocab].
-void draw_tokens(const float *logits, int64_t rows, int64_t vocab, const Draw *draws, int64_t threads, int64_t *tokens) {
+void draw_tokens(const float *logits, int64_t rows, int64_t vocab, const Draw *draws, int64_t threads,
+                 int64_t *tokens) {
 #pragma omp parallel for num_threads(rows > 1 ? threads : 1)
     for (int64_t r = 0; r < rows; r++) {
         bool finite;

@@ -106,8 +106,8 @@ INLINE void multiply_rounded(int rows, int panels, const Linear *l, Panel panel,
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
 }
 
-// The same of quads: the CPU multiplies 8 bits without a sign, so weights have 128 added to them, by 8 bits with one, so a
-// row's numbers come as halves.
+// The same of quads: the CPU multiplies 8 bits without a sign, so weights have 128 added to them, by 8 bits with one, so
+// a row's numbers come as halves.
 INLINE void multiply_quads(int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out, const char *ahead,
                            int64_t step) {
     const int columns = 2 * panels;
