@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.config import Stored
 
-GROUP = 32  # inputs that share a scale in int8
+GROUP = 64  # inputs that share a scale in int8
 _LARGEST = 127
 
 

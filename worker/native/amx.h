@@ -5,7 +5,7 @@
 
 #include "tiles.h"
 
-enum { TALL = 16, AMX_ROWS = 24 };  // rows of a tile at most; from which on the unit is faster
+enum { TALL = 16, AMX_ROWS = 8 };  // rows of a tile at most; from which on the unit is faster
 enum { SOON = 6 };                 // groups ahead of which memory is asked
 
 #if defined(__AMX_INT8__) && defined(WIDE)

@@ -7,7 +7,7 @@
 
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
 enum { MOST_QUAD_ROWS = 6 };  // of quads, whose sums come as two halves
-enum { GROUP = 32 };  // inputs that share a scale in int8
+enum { GROUP = 64 };  // inputs that share a scale in int8
 
 typedef struct {  // a panel's numbers
     const void *matrix;
@@ -75,7 +75,7 @@ INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Pane
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
 }
 
-// The same of int8. 16 bits times 8 bits, 32 times, cannot overflow 32 bits.
+// The same of int8. 16 bits times 8 bits, 64 times, cannot overflow 32 bits.
 INLINE void multiply_rounded(int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out, const char *ahead,
                              int64_t step) {
     const int columns = 2 * panels;
