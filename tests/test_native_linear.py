@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from common.config import Stored
 from worker.models import native_linear
 from worker.models.linear import GatedLinear, Linear, NormedLinear, PlainLinear
-from worker.models.native_linear import NativeLinear
+from worker.models.native_linear import Layout, NativeLinear
 from worker.models.rms_norm import RmsNorm
 from worker.models.stored_matrix import GROUP, StoredMatrix
 from worker.native.library import open_library
@@ -36,10 +36,15 @@ def matrix_of(out: int, ins: int, stored: Stored) -> StoredMatrix:
     return StoredMatrix.of(torch.randn(out, ins, generator=torch.Generator().manual_seed(1)), stored)
 
 
+def lies_as(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory, whatever this CPU wants."""
+    monkeypatch.setattr(native_linear, "layout_of", lambda dtype, library: layout)
+
+
 def assert_close(
     stored: Stored, product: Linear, expected: Linear, x: torch.Tensor, add: torch.Tensor | None = None
 ) -> None:
-    rtol, atol = (1e-4, 1e-2) if stored == "int8" else (1e-5, 5e-4)  # int8 rounds rows to 16 bits
+    rtol, atol = (1e-5, 5e-4) if stored == "exact" else (1e-4, 1e-2)  # the others may keep 16 bits of a row
     torch.testing.assert_close(product(x, add), expected(x, add), rtol=rtol, atol=atol)
 
 
@@ -68,8 +73,8 @@ def test_a_gated_product_equals_the_plain_one(out: int, stored: Stored) -> None:
 def test_how_int8_lies_in_memory_changes_no_bit(out: int, ins: int, monkeypatch: pytest.MonkeyPatch) -> None:
     matrix, ids = matrix_of(out, ins, "int8"), torch.arange(out)
     found = []
-    for quads in (False, True):
-        monkeypatch.setattr(native_linear, "wants_quads", lambda library, quads=quads: quads)
+    for layout in (Layout.INT8, Layout.INT8_QUADS):
+        lies_as(layout, monkeypatch)
         found.append(pack(matrix))
     pairs, quads = found
     assert torch.equal(pairs.columns(ids), quads.columns(ids))
@@ -96,11 +101,23 @@ def test_a_rows_numbers_are_the_same_bits_in_any_batch(out: int, ins: int, store
         assert torch.equal(product(x[-rows:]), together[-rows:])
 
 
-def test_bf16_multiplies_like_its_fp32_numbers_to_the_bit() -> None:
+def test_bf16_without_amx_multiplies_like_its_fp32_numbers_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = matrix_of(100, 70, "bf16")
+    exact = pack(StoredMatrix(matrix.unpacked()))
+    lies_as(Layout.BF16, monkeypatch)
+    rounded = pack(matrix)
     for rows in ROWS:
         x = torch.randn(rows, 70)
-        assert torch.equal(pack(matrix)(x), pack(StoredMatrix(matrix.unpacked()))(x))
+        assert torch.equal(rounded(x), exact(x))
+
+
+def test_bf16_by_amx_keeps_sixteen_bits_of_a_row() -> None:
+    matrix = matrix_of(100, 70, "bf16")
+    weights = matrix.unpacked().double()
+    for rows in ROWS:
+        x = torch.randn(rows, 70)
+        off = (pack(matrix)(x) - x.double() @ weights.T).abs()
+        assert (off <= (2**-16 * x.abs().double() @ weights.abs().T)).all()
 
 
 def test_a_huge_input_costs_int8_no_precision_beyond_its_group() -> None:

@@ -1,12 +1,14 @@
 """Products by the native kernel, native/linear.c: its layout of a matrix, and calling it.
 
 A row's product has the same bits in any batch. bf16 is only how the matrix is stored: the product is that with the fp32
-matrix of the rounded numbers, to the bit. int8 meets rows that are rounded as well, to 16 bits in each group of inputs.
+matrix of the rounded numbers, to the bit; but AMX, where a CPU has it, meets rows of which it keeps 16 bits. int8 meets
+rows that are rounded as well, to 16 bits in each group of inputs.
 """
 
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +17,15 @@ from torch import Tensor
 from worker.models.rms_norm import RmsNorm
 from worker.models.stored_matrix import GROUP, StoredMatrix
 
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-_QUADS = 3
+
+class Layout(IntEnum):
+    """How a matrix lies in memory; the kernel's `enum Type`."""
+
+    FP32 = 0
+    BF16 = 1
+    INT8 = 2
+    INT8_QUADS = 3  # for CPUs that multiply four times 8 bits at once
+    BF16_PAIRS = 4  # for AMX
 
 
 class Parameters(ctypes.Structure):
@@ -63,17 +72,18 @@ class NativeLinear:
         def panels(rows: Tensor) -> Tensor:
             return _gated_panels(rows, width) if gated else _panels(rows, 2 * width)
 
-        values, kind = panels(matrix.values), _TYPES[matrix.values.dtype]
-        if matrix.scales is not None and wants_quads(library):
-            values, kind = _side_by_side(values, 4) ^ -128, _QUADS  # as unsigned numbers, 128 more
-        elif matrix.scales is not None:
+        layout = layout_of(matrix.values.dtype, library)
+        values = panels(matrix.values)
+        if layout == Layout.INT8_QUADS:
+            values = _side_by_side(values, 4) ^ -128  # as unsigned numbers, 128 more
+        elif layout in (Layout.INT8, Layout.BF16_PAIRS):
             values = _side_by_side(values, 2)
         scales = None if matrix.scales is None else panels(matrix.scales)
         biases = None if bias is None else panels(bias[:, None])
         parameters = Parameters(
             ins=matrix.values.shape[1],
             outs=len(matrix.values) // (2 if gated else 1),
-            type=kind,
+            type=layout,
             gated=gated,
             threads=torch.get_num_threads(),
             matrix=values.data_ptr(),
@@ -97,10 +107,15 @@ class NativeLinear:
         return out
 
 
-def wants_quads(library: ctypes.CDLL) -> bool:
-    """Whether the CPU multiplies 8 bits four times at once: int8 then lies in memory as that wants it."""
-    library.linear_quads.restype = ctypes.c_bool
-    return bool(library.linear_quads())
+def layout_of(dtype: torch.dtype, library: ctypes.CDLL) -> Layout:
+    """What this CPU multiplies fastest."""
+    for question in (library.linear_amx, library.linear_quads):
+        question.restype = ctypes.c_bool
+    if dtype == torch.int8:
+        return Layout.INT8_QUADS if library.linear_quads() else Layout.INT8
+    if dtype == torch.bfloat16:
+        return Layout.BF16_PAIRS if library.linear_amx() else Layout.BF16
+    return Layout.FP32
 
 
 def _functions(library: ctypes.CDLL) -> tuple[Callable[..., None], Callable[..., None]]:

@@ -10,18 +10,23 @@
 // half of fp32's time; llama.cpp does likewise, with 8 bits. There the panels are [panels][ins / 2][PANEL][2], for pairs
 // of 16 bits; or, for CPUs that multiply four times 8 bits at once, [panels][ins / 4][PANEL][4], with 128 added to each
 // weight. The numbers are the same, to the bit.
+//
+// Where a CPU has AMX it multiplies bf16, whose panels are [panels][ins / 2][PANEL][2] then, and several rows of int8.
 #include <omp.h>
 #include <stdlib.h>
 
-#include "amx.h"
+#include "amx_bf16.h"
+#include "amx_int8.h"
 #include "tiles.h"
 
 static const float LARGEST = 32639.0f;  // of a rounded number: 127 * 256 + 127
 enum { CHUNK_NUMBERS = 1 << 16 };  // of the rows that meet a panel in turn: half of a core's second cache
+enum { AMX_CHUNK_NUMBERS = 1 << 18 };  // the CPUs that have AMX have 2 MiB of it
 
 int64_t linear_width(void) { return WIDTH; }
 int64_t linear_group(void) { return GROUP; }
 bool linear_quads(void) { return QUADS; }
+bool linear_amx(void) { return has_amx; }
 
 INLINE Vec silu(Vec x) {
     const Ints negative = x < 0.0f;
@@ -56,32 +61,40 @@ static void unpack(const Linear *l, Panel panel, float *memory) {
     for (int64_t i = 0; i < l->ins * PANEL; i += WIDTH) *(Vec *)(memory + i) = weights(BF16, panel.matrix, i);
 }
 
-INLINE bool by_amx(const Linear *l, int64_t rows) { return l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx; }
+INLINE bool quads_by_amx(const Linear *l, int64_t rows) {
+    return l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx;
+}
 
 // Rows of a tile at most.
 INLINE int64_t most_rows(const Linear *l, int64_t rows) {
-    return by_amx(l, rows) ? TALL : l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS;
+    if (l->type == BF16_PAIRS || quads_by_amx(l, rows)) return TALL;
+    return l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS;
 }
 
-// Some rows times a panel, or several that a tile takes at once. memory: to unpack it where that is worth it, or none.
+// Some rows times a panel, or several that a tile takes at once. memory: a thread's own, as own_memory says.
 // next: the panel that is likely to follow, for which memory is asked meanwhile. Not by one or two rows, which leave
 // memory no time; not by the first of several tiles, which still waits for its own; and in fp32 by two of these, because a
 // line in each turn is more than memory can send.
 static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_t panels, int64_t rows, Input x,
-                            const float *add, float *out, float *memory) {
+                            const float *add, float *out, void *memory) {
     Vec sums[2 * TALL + 2 * MOST_PANELS] __attribute__((aligned(64)));
     Panel panel = panel_at(l, index);
     const int64_t most = most_rows(l, rows), tiles = ratio_up(rows, most), first = tiles > 1;
     const int64_t parts = rows <= 2 ? 0 : l->type == FP32 && tiles > 2 ? 2 : 1;
     const char *ahead = panel_at(l, next).matrix;
+    if (l->type == BF16_PAIRS) {
+        multiply_bf16_by_amx(l, panel, rows, x.parts, ahead, memory);
+        finish(l, rows, 2, index, memory, add, out);
+        return 1;
+    }
     if (memory) {
         unpack(l, panel, memory);
         panel.matrix = memory;
     }
     for (int64_t r = 0, tile = -first, height; r < rows; r += height, tile++) {
         height = height_of(rows - r, most);
-        if (by_amx(l, rows)) {
-            multiply_amx(height, l, panel, input_from(l, x, r), sums, (const int8_t *)ahead);
+        if (quads_by_amx(l, rows)) {
+            multiply_quads_by_amx(height, l, panel, input_from(l, x, r), sums, ahead);
         } else {
             const bool asks = 0 <= tile && tile < parts;
             const Shape *shape = next_shape(height, panels);
@@ -145,30 +158,35 @@ static void round_row(const Linear *l, const float *x, int16_t *rounded, float *
     }
 }
 
-typedef struct {  // where rows are prepared; 16 bits come last, whatever their number
-    float *normalized, *scales;
-    int32_t *offsets;
+typedef struct {  // where rows are prepared: what tiles of AMX read comes first, and starts a line of the cache
+    Parts *parts;
     int16_t *rounded;
+    float *scales;
+    int32_t *offsets;
+    float *normalized;
 } Prepared;
 
-static int64_t normalized_numbers(const Linear *l, int64_t rows) { return l->norm ? rows * l->ins : 0; }
-static int64_t scale_numbers(const Linear *l, int64_t rows) { return is_int8(l) ? rows * groups_of(l) : 0; }
-
-static Prepared prepared_in(void *memory, const Linear *l, int64_t rows) {
-    float *normalized = memory, *scales = normalized + normalized_numbers(l, rows);
-    int32_t *offsets = (int32_t *)(scales + scale_numbers(l, rows));
-    return (Prepared){normalized, scales, offsets, (int16_t *)(offsets + scale_numbers(l, rows))};
+// The memory's parts, and its end.
+static char *prepared_in(char *memory, const Linear *l, int64_t rows, Prepared *to) {
+    const int64_t parts = l->type == BF16_PAIRS ? ratio_up(rows, TALL) * TALL * steps_of(l) : 0;
+    const int64_t scales = rounds_rows(l) ? rows * groups_of(l) : 0;
+    to->parts = (Parts *)(memory + (-(uintptr_t)memory & 63));
+    to->rounded = (int16_t *)(to->parts + parts);
+    to->scales = (float *)(to->rounded + scales * GROUP);
+    to->offsets = (int32_t *)(to->scales + scales);
+    to->normalized = (float *)(to->offsets + scales);
+    return (char *)(to->normalized + (l->norm ? rows * l->ins : 0));
 }
 
 int64_t linear_memory(const Linear *l, int64_t rows) {
-    const int64_t scales = scale_numbers(l, rows);
-    return (normalized_numbers(l, rows) + 2 * scales) * sizeof(float) + scales * GROUP * sizeof(int16_t);
+    Prepared from_zero;
+    return prepared_in(NULL, l, rows, &from_zero) - (char *)NULL + 64;
 }
 
 // The rows as the matrix wants to meet them.
 static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to) {
     const int64_t ins = l->ins, groups = groups_of(l);
-    if (!l->norm && !is_int8(l)) return (Input){.exact = x};
+    if (!l->norm && (l->type == FP32 || l->type == BF16)) return (Input){.exact = x};
 #pragma omp for
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * ins;
@@ -176,22 +194,31 @@ static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to)
             normalize(l, row, to.normalized + r * ins);
             row = to.normalized + r * ins;
         }
-        if (is_int8(l))
+        if (rounds_rows(l))
             round_row(l, row, to.rounded + r * groups * GROUP, to.scales + r * groups, to.offsets + r * groups);
+        if (l->type == BF16_PAIRS) split_row(l, row, to.parts + r * steps_of(l));
     }
-    return (Input){l->norm ? to.normalized : x, to.rounded, to.scales, to.offsets};
+    return (Input){l->norm ? to.normalized : x, to.parts, to.rounded, to.scales, to.offsets};
 }
 
 bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; }
 
+// A thread's own: for sums of pairs of bf16; to unpack a panel of bf16 where that is worth it; or none.
+static void *own_memory(const Linear *l, int64_t rows) {
+    if (l->type == BF16_PAIRS) return aligned_alloc(64, ratio_up(rows, TALL) * TALL * 2 * sizeof(Vec));
+    return l->type == BF16 && rows > ROWS ? malloc(l->ins * PANEL * sizeof(float)) : NULL;
+}
+
 void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory) {
     const int64_t ins = l->ins, outs = l->outs, panels = ratio_up(outs, l->gated ? WIDTH : PANEL);
-    const int64_t most = most_rows(l, rows);
-    const int64_t chunk = rows <= most ? rows : smaller(rows, ratio_up(CHUNK_NUMBERS, ins * most) * most);
+    const int64_t most = most_rows(l, rows), numbers = l->type == BF16_PAIRS ? AMX_CHUNK_NUMBERS : CHUNK_NUMBERS;
+    const int64_t chunk = rows <= most ? rows : smaller(rows, ratio_up(numbers, ins * most) * most);
     const int64_t chunks = ratio_up(rows, chunk), together = rows == 1 ? 4 : rows == 2 ? 2 : 1;
     const int64_t runs = ratio_up(panels, together), threads = omp_get_num_threads();
-    float *unpacked = l->type == BF16 && chunk > ROWS ? malloc(ins * PANEL * sizeof(float)) : NULL;
-    const Input input = prepare(l, x, rows, prepared_in(memory, l, rows));
+    void *own = own_memory(l, chunk);
+    Prepared prepared;
+    prepared_in(memory, l, rows, &prepared);
+    const Input input = prepare(l, x, rows, prepared);
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < chunks * runs; item++) {
         const int64_t r = item / runs * chunk;
@@ -199,10 +226,10 @@ void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *a
         const int64_t end = smaller(p + together, panels), next = (item + threads) % runs * together;
         while (p < end)
             p += multiply_run(l, p, next, end - p, smaller(chunk, rows - r), input_from(l, input, r),
-                              add ? add + r * outs : NULL, out + r * outs, unpacked);
+                              add ? add + r * outs : NULL, out + r * outs, own);
     }
     leave_amx();
-    free(unpacked);
+    free(own);
 }
 
 void linear(const Linear *l, const float *x, int64_t rows, const float *add, float *out) {
@@ -213,22 +240,24 @@ void linear(const Linear *l, const float *x, int64_t rows, const float *add, flo
     free(memory);
 }
 
-// Input k of a panel's column.
-INLINE float number(const Linear *l, Panel panel, int64_t k, int64_t column) {
-    const int64_t at = k * PANEL + column;
-    if (l->type == FP32) return ((const float *)panel.matrix)[at];
-    if (l->type == INT8) {
-        const int8_t rounded = ((const int8_t *)panel.matrix)[(k / 2 * PANEL + column) * 2 + k % 2];
-        return rounded * panel.scales[k / GROUP * PANEL + column];
-    }
-    if (l->type == INT8_QUADS) {
-        const uint8_t raised = ((const uint8_t *)panel.matrix)[(k / 4 * PANEL + column) * 4 + k % 4];
-        return (raised - 128) * panel.scales[k / GROUP * PANEL + column];
-    }
-    const uint32_t bits = (uint32_t)((const uint16_t *)panel.matrix)[at] << 16;
+INLINE float from_one_bf16(uint16_t number) {
+    const uint32_t bits = (uint32_t)number << 16;
     float value;
     memcpy(&value, &bits, sizeof(value));
     return value;
+}
+
+// Input k of a panel's column.
+INLINE float number(const Linear *l, Panel panel, int64_t k, int64_t column) {
+    const int64_t at = k * PANEL + column, in_pairs = (k / 2 * PANEL + column) * 2 + k % 2;
+    const float *scales = panel.scales + k / GROUP * PANEL + column;  // of int8
+    switch (l->type) {
+        case FP32: return ((const float *)panel.matrix)[at];
+        case BF16: return from_one_bf16(((const uint16_t *)panel.matrix)[at]);
+        case BF16_PAIRS: return from_one_bf16(((const uint16_t *)panel.matrix)[in_pairs]);
+        case INT8_QUADS: return (((const uint8_t *)panel.matrix)[(k / 4 * PANEL + column) * 4 + k % 4] - 128) * *scales;
+        default: return ((const int8_t *)panel.matrix)[in_pairs] * *scales;
+    }
 }
 
 // out[i] = column ids[i] of the matrix: the rows of an embedding that is the head's matrix, too.

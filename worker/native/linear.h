@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum Type { FP32, BF16, INT8, INT8_QUADS };
+enum Type { FP32, BF16, INT8, INT8_QUADS, BF16_PAIRS };
 
 typedef struct {
     int64_t ins, outs, type, gated, threads;

@@ -8,14 +8,20 @@
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
 enum { MOST_QUAD_ROWS = 6 };  // of quads, whose sums come as two halves
 enum { GROUP = 64 };  // inputs that share a scale in int8
+enum { STEP = 32 };   // inputs that AMX multiplies at once
 
 typedef struct {  // a panel's numbers
     const void *matrix;
     const float *scales;
 } Panel;
 
+typedef struct {  // numbers of fp32, nearly high + low: two of bf16
+    uint16_t high[STEP], low[STEP];
+} Parts;
+
 typedef struct {  // rows that follow one another
     const float *exact;      // [rows][ins]
+    const Parts *parts;      // to meet pairs of bf16: [rows][steps]
     const int16_t *rounded;  // to meet int8: [rows][groups][GROUP], zeros at the end; quads: [rows][groups] of Halves
     const float *scales;     // of these: [rows][groups]
     const int32_t *offsets;  // to meet quads: [rows][groups] what a column's sum has too much
@@ -25,18 +31,23 @@ typedef struct {  // numbers of 16 bits, 256 * high + low
     int8_t high[GROUP], low[GROUP];
 } Halves;
 
-INLINE bool is_int8(const Linear *l) { return l->type == INT8 || l->type == INT8_QUADS; }
+INLINE bool rounds_rows(const Linear *l) { return l->type == INT8 || l->type == INT8_QUADS; }
 
 INLINE int64_t groups_of(const Linear *l) { return ratio_up(l->ins, GROUP); }
+INLINE int64_t steps_of(const Linear *l) { return groups_of(l) * (GROUP / STEP); }
 
 INLINE Input input_from(const Linear *l, Input x, int64_t row) {
     const int64_t groups = row * groups_of(l);
-    if (!is_int8(l)) return (Input){.exact = x.exact + row * l->ins};
-    return (Input){NULL, x.rounded + groups * GROUP, x.scales + groups, x.offsets + groups};
+    if (l->type == BF16_PAIRS) return (Input){.parts = x.parts + row * steps_of(l)};
+    if (!rounds_rows(l)) return (Input){.exact = x.exact + row * l->ins};
+    return (Input){NULL, NULL, x.rounded + groups * GROUP, x.scales + groups, x.offsets + groups};
 }
 
 // How often a tile's loop turns for one panel, and what it reads of it in a turn.
-INLINE int64_t turns_of(const Linear *l) { return is_int8(l) ? groups_of(l) * GROUP / 2 : l->ins; }
+INLINE int64_t turns_of(const Linear *l) {
+    if (l->type == FP32 || l->type == BF16) return l->ins;
+    return groups_of(l) * (l->type == BF16_PAIRS ? GROUP : GROUP / 2);
+}
 INLINE int64_t turn_bytes(const Linear *l) { return PANEL * (l->type == FP32 ? sizeof(float) : sizeof(uint16_t)); }
 
 INLINE int64_t panel_bytes(const Linear *l) { return turns_of(l) * turn_bytes(l); }

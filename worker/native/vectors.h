@@ -29,6 +29,11 @@ INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t greater(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t ratio_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Into the second cache.
+INLINE void ask_for_memory(const void *memory, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch((const char *)memory + i, 0, 2);
+}
+
 INLINE Vec chosen(Ints mask, Vec yes, Vec no) { return (Vec)((mask & (Ints)yes) | (~mask & (Ints)no)); }
 #if defined(__AVX__) && !defined(WIDE)
 INLINE Vec larger(Vec a, Vec b) { return _mm256_max_ps(b, a); }  // a where one is no number

@@ -1,0 +1,70 @@
+// Sums of products of many rows with a panel of quads, by AMX. The numbers are those of tiles.h, to the bit.
+#ifndef SKIPJOIN_AMX_INT8_H
+#define SKIPJOIN_AMX_INT8_H
+
+#include "amx.h"
+#include "tiles.h"
+
+enum { AMX_ROWS = 8 };      // from which on the unit is faster
+enum { GROUPS_AHEAD = 3 };  // for which memory is asked
+
+#ifdef AMX
+
+_Static_assert(GROUP == TILE_BYTES, "a tile takes a group");
+
+#define HIGH_LEFT SUMS_0
+#define HIGH_RIGHT SUMS_1
+#define LOW_LEFT SUMS_2
+#define LOW_RIGHT SUMS_3
+
+typedef struct {  // sums of a group, left and right
+    Ints high[2][TALL], low[2][TALL];
+} Sums __attribute__((aligned(64)));
+
+INLINE void sum_group(const int8_t *weights, const Halves *halves, int64_t row_bytes, Sums *sums) {
+    _tile_zero(HIGH_LEFT);
+    _tile_zero(HIGH_RIGHT);
+    _tile_zero(LOW_LEFT);
+    _tile_zero(LOW_RIGHT);
+    _tile_loadd(LEFT, weights, 2 * TILE_BYTES);
+    _tile_loadd(HIGH, halves->high, row_bytes);
+    _tile_dpbsud(HIGH_LEFT, HIGH, LEFT);
+    _tile_loadd(LOW, halves->low, row_bytes);
+    _tile_dpbsud(LOW_LEFT, LOW, LEFT);
+    _tile_loadd(RIGHT, weights + TILE_BYTES, 2 * TILE_BYTES);
+    _tile_dpbsud(HIGH_RIGHT, HIGH, RIGHT);
+    _tile_dpbsud(LOW_RIGHT, LOW, RIGHT);
+    _tile_stored(HIGH_LEFT, sums->high[0], TILE_BYTES);
+    _tile_stored(LOW_LEFT, sums->low[0], TILE_BYTES);
+    _tile_stored(HIGH_RIGHT, sums->high[1], TILE_BYTES);
+    _tile_stored(LOW_RIGHT, sums->low[1], TILE_BYTES);
+}
+
+// rows: of the tile. next: the panel that is likely to follow.
+static void multiply_quads_by_amx(int64_t rows, const Linear *l, Panel panel, Input x, Vec *out, const char *next) {
+    const int64_t groups = groups_of(l), bytes = GROUP * PANEL, row_bytes = groups * sizeof(Halves);
+    const int8_t *weights = panel.matrix;
+    Sums sums;
+    configure_amx(rows);
+    memset(out, 0, rows * 2 * sizeof(Vec));
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t soon = g + GROUPS_AHEAD;
+        ask_for_memory(soon < groups ? (const char *)weights + soon * bytes : next + (soon - groups) * bytes, bytes);
+        sum_group(weights + g * bytes, (const Halves *)x.rounded + g, row_bytes, &sums);
+        for (int c = 0; c < 2; c++) {
+            const Vec scale = from_floats(panel.scales + g * PANEL + c * WIDTH);
+            for (int64_t r = 0; r < rows; r++) {
+                const Ints sum = (sums.high[c][r] << 8) + sums.low[c][r] - x.offsets[r * groups + g];
+                out[2 * r + c] = fused(from_ints(sum), scale * spread(x.scales[r * groups + g]), out[2 * r + c]);
+            }
+        }
+    }
+}
+
+#else
+
+static void multiply_quads_by_amx(int64_t rows, const Linear *l, Panel panel, Input x, Vec *out, const char *next) {}
+
+#endif
+
+#endif
