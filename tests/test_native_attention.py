@@ -62,7 +62,7 @@ def attend(
 
 @pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize("block_tokens", [1, 12, 16, 32])
-@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 80), (8, 8)])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 80), (8, 8), (3, 24)])
 def test_it_equals_the_plain_path(group: int, head_dim: int, block_tokens: int, window: int | None) -> None:
     cache = random_cache(head_dim=head_dim, block_tokens=block_tokens)
     batch = entries(cache, LENGTHS)
@@ -72,7 +72,7 @@ def test_it_equals_the_plain_path(group: int, head_dim: int, block_tokens: int, 
 
 
 @pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 80)])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 80), (3, 24)])
 def test_an_fp16_pool_gives_what_an_fp32_one_with_its_numbers_does(
     group: int, head_dim: int, window: int | None
 ) -> None:

@@ -1,6 +1,7 @@
-// Sums of products of rows with a panel of bf16, by AMX, which adds them up in fp32 within its tiles. To meet bf16 a row's
-// numbers come as two of bf16, a high and a low part: 16 bits of them. A row's sums do not depend on the rows beside it,
-// but they are not those of tiles.h to the bit: a matrix is multiplied in this way for any number of rows, or for none.
+// Sums of products of rows with a panel of bf16, by AMX, which adds them up in fp32 within its tiles. To meet bf16 a
+// row's numbers come as two of bf16, a high and a low part: 16 bits of them. A row's sums do not depend on the rows
+// beside it, but they are not those of tiles.h to the bit: a matrix is multiplied in this way for any number of rows,
+// or for none.
 #ifndef SKIPJOIN_AMX_BF16_H
 #define SKIPJOIN_AMX_BF16_H
 
@@ -58,8 +59,8 @@ INLINE void add_block(bool asks, int tiles, Block b, const Parts *x, Vec *sums) 
     }
     for (int64_t s = b.first; s < b.first + b.steps; s++) {
         const int64_t soon = s + STEPS_AHEAD;
-        if (asks)
-            ask_for_memory(soon < b.all ? b.matrix + soon * numbers : b.next + (soon - b.all) * numbers, numbers * sizeof(uint16_t));
+        const uint16_t *ahead = soon < b.all ? b.matrix + soon * numbers : b.next + (soon - b.all) * numbers;
+        if (asks) ask_for_memory(ahead, numbers * sizeof(uint16_t));
         _tile_loadd(LEFT, b.matrix + s * numbers, 2 * TILE_BYTES);
         _tile_loadd(RIGHT, b.matrix + s * numbers + PANEL, 2 * TILE_BYTES);
         ADD_STEP(x + s, stride, UPPER_LEFT, UPPER_RIGHT)
@@ -76,9 +77,10 @@ INLINE void add_block(bool asks, int tiles, Block b, const Parts *x, Vec *sums) 
     }
 }
 
-// sums[rows][2] = the rows times a panel. x: [rows][steps]. Memory of both is there for whole tiles. next: the panel that
-// is likely to follow, for which memory is asked meanwhile.
-static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, const Parts *x, const void *next, Vec *sums) {
+// sums[rows][2] = the rows times a panel. x: [rows][steps]. Memory of both is there for whole tiles. next: the panel
+// that is likely to follow, for which memory is asked meanwhile.
+static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, const Parts *x, const void *next,
+                                 Vec *sums) {
     Block b = {panel.matrix, next, 0, 0, steps_of(l)};
     configure_amx(smaller(rows, TALL));
     memset(sums, 0, rows * 2 * sizeof(Vec));
@@ -95,8 +97,8 @@ static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, con
 #else
 
 static void split_row(const Linear *l, const float *x, Parts *parts) {}
-static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, const Parts *x, const void *next, Vec *sums) {
-}
+static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, const Parts *x, const void *next,
+                                 Vec *sums) {}
 
 #endif
 

@@ -9,6 +9,11 @@ INLINE Vec from_fp16(const uint16_t *x) { return _mm256_cvtph_ps(_mm_loadu_si128
 INLINE void store_fp16(Vec x, uint16_t *to) {
     _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
+#elif defined(WIDE)
+INLINE Vec from_fp16(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x)); }
+INLINE void store_fp16(Vec x, uint16_t *to) {
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
 #else
 // Bit by bit, as a CPU without fp16 needs it: compilers have no type for it everywhere.
 INLINE Vec from_fp16(const uint16_t *x) {
