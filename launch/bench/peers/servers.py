@@ -46,11 +46,11 @@ class Contestant:
 
 def contestants() -> list[Contestant]:
     """All that are known. Under load each is measured in those precisions in which it is fast on this CPU."""
-    bf16 = _multiplies_bf16()
+    bf16, tiles = _can({"avx512_bf16", "amx_bf16"}), _can({"amx_bf16"})
     packed, wide = _llama_cpp(lambda home: home.checkpoint.packed), _llama_cpp(_bf16_gguf)
     return [
-        Contestant("skipjoin", "fp32", _nothing, _skipjoin("exact")),
-        Contestant("skipjoin", "bf16", _nothing, _skipjoin("bf16"), under_load=False),
+        Contestant("skipjoin", "fp32", _nothing, _skipjoin("exact"), under_load=not tiles),
+        Contestant("skipjoin", "bf16", _nothing, _skipjoin("bf16"), under_load=tiles),
         Contestant("skipjoin", "int8", _nothing, _skipjoin("int8")),
         Contestant("vllm", "fp32", _install_vllm, _vllm("float32"), under_load=not bf16),
         Contestant("vllm", "bf16", _install_vllm, _vllm("bfloat16"), under_load=bf16),
@@ -60,10 +60,10 @@ def contestants() -> list[Contestant]:
     ]
 
 
-def _multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for it; without them products in bf16 take several times those in fp32."""
+def _can(instructions: set[str]) -> bool:
+    """Whether the CPU has some of these; vLLM's products in bf16 take several times those in fp32 without any."""
     flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    return not instructions.isdisjoint(flags)
 
 
 def _nothing(home: Home) -> None:
