@@ -9,7 +9,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from types import FrameType
+from typing import NoReturn, TextIO
 
 import httpx
 
@@ -55,7 +56,7 @@ def _running(
     command: Sequence[str], environment: Mapping[str, str] | None, find_url: Callable[[str], str | None]
 ) -> Iterator[str]:
     """Yields what `find_url` makes of the log, as soon as that is something."""
-    with tempfile.TemporaryFile("w+") as output:
+    with _sigterm_raises(), tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
@@ -75,6 +76,20 @@ def _running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM ends us as an exception does, not at once: a server that nobody stops would go on. In the main thread."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _read(output: TextIO) -> str:

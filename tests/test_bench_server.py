@@ -1,0 +1,33 @@
+"""Servers that are measured do not outlive the benchmark."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+END_TIMEOUT_S = 30.0
+MEASURE = """
+import os, sys
+from launch.bench.server import serving_other
+server = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w')); time.sleep(600)"
+with serving_other(lambda port: [sys.executable, "-c", server, sys.argv[1]], os.environ):
+    pass
+"""
+
+
+def test_a_benchmark_that_is_told_to_end_while_a_server_starts_stops_it(tmp_path: Path) -> None:
+    told = tmp_path / "pid"
+    os.mkfifo(told)
+    bench = subprocess.Popen([sys.executable, "-c", MEASURE, str(told)])
+    try:
+        server = int(told.read_text())  # waits for the server to say it
+        bench.send_signal(signal.SIGTERM)
+        assert bench.wait(END_TIMEOUT_S) == 128 + signal.SIGTERM
+        with pytest.raises(ProcessLookupError):
+            os.kill(server, 0)
+    finally:
+        bench.kill()
+        bench.wait()
