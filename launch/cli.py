@@ -18,6 +18,7 @@ from launch.bench.load import LoadBench
 from launch.bench.overhead import OverheadBench
 from launch.bench.peers.bench import PeersBench
 from launch.bench.preemption import PreemptionBench
+from launch.bench.quality import QualityBench
 from launch.bench.scheduler import SchedulerBench
 from launch.key import Key
 from launch.mpiexec import run_world, under_launcher
@@ -60,6 +61,7 @@ Bench = (
     | Annotated[OverheadBench, tyro.conf.subcommand("overhead")]
     | Annotated[PeersBench, tyro.conf.subcommand("peers")]
     | Annotated[PreemptionBench, tyro.conf.subcommand("preemption")]
+    | Annotated[QualityBench, tyro.conf.subcommand("quality")]
     | Annotated[SchedulerBench, tyro.conf.subcommand("scheduler")]
 )
 

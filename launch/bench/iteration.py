@@ -18,12 +18,12 @@ from common.config import Config, KvDtype, Stored
 from common.model_files import locate
 from common.records import Result, decode_order, decode_report, encode
 from common.spec_reader import read_spec
-from common.topology import partition
 from gateway.generation import Generation
 from gateway.scheduling.cost import LinearCost
 from gateway.scheduling.scheduler import Scheduler
 from gateway.text.text_model import load_text_model
 from launch.bench.limits import Bounds, Limits, measure_limits
+from launch.bench.stage import open_stage
 
 _COST = LinearCost(decode=0.04, prefill_per_token=0.0015)
 _WARM_UP = 2  # iterations
@@ -156,7 +156,7 @@ class IterationBench:
         files = locate(self.model)
         blocks = jobs * -(-(context + _WARM_UP + self.iterations + 1) // config.block_tokens)
         watch = Watch()
-        runner, copies = _stage(config, blocks, watch)
+        runner, copies = open_stage(config, blocks, lambda model: _WatchedModel(model, watch))
         scheduler = Scheduler(config, _COST, blocks, 0)
         text = load_text_model(files, read_spec(files)).tokenizer.detokenizer()
         random = Random(0)
@@ -198,32 +198,6 @@ class IterationBench:
             prefill_chunk_tokens=0,
             prefix_cache=False,
         )
-
-
-def _stage(config: Config, blocks: int, watch: Watch) -> tuple[Any, Any]:
-    """A runner of the whole model, and the copies of plans that have none."""
-    from worker.copier import ThreadCopies  # noqa: PLC0415 - a command line that measures nothing needs no torch
-    from worker.device import HostShare, place  # noqa: PLC0415
-    from worker.kv_cache import KvCache  # noqa: PLC0415
-    from worker.link import LocalLink  # noqa: PLC0415
-    from worker.loop import Model  # noqa: PLC0415
-    from worker.runner import Runner  # noqa: PLC0415
-
-    model = Model.open(config)
-    placement, (stage,) = place(config, model.spec, HostShare()), partition(model.spec, 1)
-    cache = KvCache(
-        model.spec,
-        num_layers=len(stage.layers),
-        block_tokens=config.block_tokens,
-        num_device_blocks=blocks,
-        num_host_blocks=0,
-        device=placement.device,
-        dtype=placement.kv_dtype,
-    )
-    watched = _WatchedModel(model.load(stage, placement, lambda done, total: None), watch)
-    link, hidden_size = LocalLink(None, None, 0.0), model.spec.hidden_size
-    runner = Runner(watched, stage, cache, link, hidden_size=hidden_size, dtype=placement.dtype, timeout_s=60.0)
-    return runner, ThreadCopies(None)
 
 
 def _medians(seconds: list[dict[str, float]]) -> dict[str, float]:
