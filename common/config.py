@@ -64,7 +64,7 @@ class Config:
     """Type in which stages compute, and in which they keep weights and KV unless told otherwise. auto: fp32 on a CPU,
     the checkpoint's own type on a GPU."""
     weights: Stored = "exact"
-    """How a CPU keeps matrices. exact: in --dtype. bf16 and int8 (in groups of 32) round them and need less memory,
+    """How a CPU keeps matrices. exact: in --dtype. bf16 and int8 (in groups of 64) round them and need less memory,
     which is what small batches wait for; int8 is the fastest at any size, and multiplies integers of 16 and 8 bits."""
     kv_cache_dtype: KvDtype = "auto"
     """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 halves their memory, and the time
