@@ -213,7 +213,8 @@ void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *a
     const int64_t ins = l->ins, outs = l->outs, panels = ratio_up(outs, l->gated ? WIDTH : PANEL);
     const int64_t most = most_rows(l, rows), numbers = l->type == BF16_PAIRS ? AMX_CHUNK_NUMBERS : CHUNK_NUMBERS;
     const int64_t chunk = rows <= most ? rows : smaller(rows, ratio_up(numbers, ins * most) * most);
-    const int64_t chunks = ratio_up(rows, chunk), together = rows == 1 ? 4 : rows == 2 ? 2 : 1;
+    const int64_t chunks = ratio_up(rows, chunk), few = l->type == BF16_PAIRS ? 1 : 4;  // panels that a tile takes
+    const int64_t together = rows == 1 ? few : rows == 2 ? ratio_up(few, 2) : 1;
     const int64_t runs = ratio_up(panels, together), threads = omp_get_num_threads();
     void *own = own_memory(l, chunk);
     Prepared prepared;
