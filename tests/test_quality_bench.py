@@ -43,3 +43,13 @@ def test_a_text_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     bench = QualityBench(texts=(tmp_path / "none",), model=str(write_tiny_model(tmp_path)))
     with pytest.raises(ConfigError, match="cannot read"):
         bench.run()
+
+
+@pytest.mark.parametrize("texts", [[], [""], [WORDS, ""]])
+def test_there_must_be_something_to_read(tmp_path: Path, texts: list[str]) -> None:
+    paths = tuple(tmp_path / f"{number}.txt" for number in range(len(texts)))
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    bench = QualityBench(texts=paths, model=str(write_tiny_model(tmp_path)))
+    with pytest.raises(ConfigError, match="needs texts"):
+        bench.run()

@@ -16,6 +16,7 @@ from gateway.text.text_model import load_text_model
 from launch.bench.stage import open_stage
 
 _ROWS = 64  # distributions that are compared at once: they have a number for every token of the vocabulary
+_FEWEST = 2  # tokens of a text: one that another follows
 
 
 @dataclass(slots=True)
@@ -42,7 +43,6 @@ class _Sums:
     same: int = 0
     surprise: float = 0.0  # -log p of what follows, of the rounded model
     exact_surprise: float = 0.0
-    followed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,18 +69,21 @@ class QualityBench:
         files = locate(self.model)
         tokenizer = load_text_model(files, read_spec(files)).tokenizer
         prompts = [tokenizer.encode(_read(path))[: self.tokens] for path in self.texts]
+        if not prompts or min(map(len, prompts)) < _FEWEST:
+            raise ConfigError("bench quality needs texts of some words each (--texts), and some --tokens of them")
         rounded, exact = self._model(self.weights, self.kv_cache_dtype), self._model("exact", "exact")
         sums = _Sums()
         for prompt in tqdm(prompts, leave=False):
             rounded.read(prompt)
             exact.read(prompt)
             _compare(rounded, exact, prompt, sums)
+        followed = sums.tokens - len(prompts)
         found = {
             "tokens": sums.tokens,
             "kl_divergence": sums.divergence / sums.tokens,
             "same_most_likely": sums.same / sums.tokens,
-            "perplexity": math.exp(sums.surprise / max(1, sums.followed)),
-            "exact_perplexity": math.exp(sums.exact_surprise / max(1, sums.followed)),
+            "perplexity": math.exp(sums.surprise / followed),
+            "exact_perplexity": math.exp(sums.exact_surprise / followed),
         }
         print(
             f"{sums.tokens} tokens: mean KL divergence {found['kl_divergence']:.5f}, the same most likely token "
@@ -147,4 +150,3 @@ def _compare(rounded: _Model, exact: _Model, prompt: list[int], sums: _Sums) -> 
         for row, token in enumerate(prompt[first + 1 : first + 1 + _ROWS]):
             sums.exact_surprise -= float(p[row, token])
             sums.surprise -= float(q[row, token])
-            sums.followed += 1
