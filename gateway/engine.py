@@ -15,7 +15,7 @@ from itertools import repeat
 
 from msgspec.structs import replace
 
-from common.channel import Channel
+from common.channel import Channel, growing_pauses
 from common.config import Config
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
@@ -34,8 +34,7 @@ from gateway.streams import JobStream
 log = logging.getLogger(__name__)
 
 IDLE_LOOK_S = 0.1  # how often an idle engine looks for a worker's last words
-RESULT_LOOK_S = 0.01  # how often it looks for new jobs while a pipeline slot is free
-STOP_LOOK_S = 1.0  # how often it looks whether it shall stop while none is
+STOP_LOOK_S = 1.0  # how often one that waits looks whether it shall stop
 LONGEST_RETRY_S = 60.0
 # For which the event loop lets an idle engine's thread wake up and have the interpreter. It would get it half a
 # millisecond later, as the event loop has more to do for the request.
@@ -84,6 +83,7 @@ class JobEngine:
         self._constraints = Constraints(self._wake.set)
         self._pace = Pace()
         self._begun: deque[float] = deque()  # when each plan in flight could begin, by the clock of pauses
+        self._looked = 0.0  # when there was no result yet, the last time
         self._stopping = False
         self._closed = False  # nobody takes commands any more
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -261,33 +261,35 @@ class JobEngine:
         start, begun = time.monotonic(), self._begun[0]
         timeout_s = self._config.iteration_timeout
         full = scheduler.num_in_flight >= self._config.pipeline_parallel
-        expected_s = scheduler.seconds_expected()
+        expected = scheduler.expected()
         if full:
-            sure_s = self._pace.sure_s(expected_s) - (start - begun)
+            sure_s = self._pace.sure_s(expected) - (start - begun)
             if (result := self._look(sure_s, repeat(sure_s))) is None:
                 ahead = self._plan_ahead(scheduler)
                 result = self._look(timeout_s, self._pace.pauses(time.monotonic() - begun, calm=ahead))
         else:
-            result = self._look(timeout_s, None, until_woken=True)
+            result = self._look(timeout_s, growing_pauses(), until_woken=True)
         end = time.monotonic()
         self.statistics.busy_s += end - start
         if result is not None:
-            self._pace.took(expected_s, end - self._begun.popleft())
-            if len(self._begun) >= self._config.pipeline_parallel:  # one that was sent ahead
-                self._begun[-1] = end
+            self._pace.took(expected, end - self._begun.popleft())
+            if len(self._begun) >= self._config.pipeline_parallel:
+                # One that was sent ahead began when this one ended. Who noticed that late must not be late again.
+                self._begun[-1] = self._looked
         elif end - start > timeout_s:
             raise StageLost(f"no result within {end - start:.0f} s (--iteration-timeout)")
         return result
 
-    def _look(self, seconds: float, pauses: Iterator[float] | None, *, until_woken: bool = False) -> Result | None:
+    def _look(self, seconds: float, pauses: Iterator[float], *, until_woken: bool = False) -> Result | None:
         """The next result, looked for with `pauses` between; None after `seconds`, or when there is something to do."""
-        look_s = RESULT_LOOK_S if until_woken else STOP_LOOK_S
         end = time.monotonic() + seconds
-        while (left_s := end - time.monotonic()) > 0 and not self._stopping:
-            if (result := self._pipeline.wait(min(left_s, look_s), pauses)) is not None:
+        while not self._stopping:
+            if (result := self._pipeline.poll()) is not None:
                 return result
-            if until_woken and self._wake.is_set():
+            self._looked = time.monotonic()
+            if self._looked >= end or (until_woken and self._wake.is_set()):
                 break
+            time.sleep(min(next(pauses), end - self._looked, STOP_LOOK_S))
         return None
 
     def _plan_ahead(self, scheduler: Scheduler) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from common.channel import BUSY_PAUSE_S
+from gateway.scheduling.scheduler import Expected
 
 _SURE_SHARE = 0.9  # of the time that an iteration should take at least: not looked at earlier
 SHORTEST_S = 2e-4  # between two looks
@@ -12,17 +13,18 @@ _SLOWING = 1.02  # at most, from one iteration to the next
 
 
 class Pace:
-    """How long iterations take over what the profile says, by the quickest of late.
+    """How long iterations take over what the profile says, by the quickest of late that were about as large.
 
-    The profile may be of a busier hour, or of an idler one. Who believed it, and slept too long, would make it true.
+    The profile may be of a busier hour, or of an idler one, and wrong by more for a prompt than for a few tokens. Who
+    believed it, and slept too long, would make it true.
     """
 
     def __init__(self) -> None:
-        self._ratio = 0.0  # not known: look at once
+        self._ratios: dict[int, float] = {}  # by the logarithm of the tokens
 
-    def sure_s(self, expected_s: float) -> float:
-        """How long an iteration takes at least that should take `expected_s` at least; 0 while nothing is known."""
-        return expected_s * self._ratio * _SURE_SHARE
+    def sure_s(self, expected: Expected) -> float:
+        """How long the iteration takes at least; 0 where none of its size is known: look at once."""
+        return expected.seconds * self._ratios.get(_size(expected), 0.0) * _SURE_SHARE
 
     def pauses(self, elapsed_s: float, *, calm: bool = False) -> Iterator[float]:
         """Between looks for a result that may be there at any time, `elapsed_s` after its iteration began.
@@ -35,7 +37,11 @@ class Pace:
             yield pause_s
             elapsed_s += pause_s
 
-    def took(self, expected_s: float, seconds: float) -> None:
+    def took(self, expected: Expected, seconds: float) -> None:
         """The result was noticed after `seconds`."""
-        ratio = seconds / expected_s
-        self._ratio = min(ratio, self._ratio * _SLOWING) if self._ratio else ratio
+        size, ratio = _size(expected), seconds / expected.seconds
+        self._ratios[size] = min(ratio, self._ratios.get(size, ratio) * _SLOWING)
+
+
+def _size(expected: Expected) -> int:
+    return expected.tokens.bit_length()

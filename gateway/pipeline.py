@@ -1,7 +1,7 @@
 """The workers as the engine sees them: plans go to every stage at once, results come from the last."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -78,15 +78,16 @@ class Pipeline:
             self._channel.send(others, payload if lean is plan else encode(lean))
         self._channel.send([last], payload)
 
-    def wait(self, seconds: float, pauses: Iterator[float] | None = None) -> Result | None:
-        """The next result, or None after `seconds`; `pauses` between looks. Raises StageLost."""
-        message = receive(self._channel, seconds, pauses)
-        return None if message is None else self._result(message)
-
     def poll(self) -> Result | None:
         """The next result if it is there. Raises StageLost."""
         message = self._channel.poll()
-        return None if message is None else self._result(message)
+        if message is None:
+            return None
+        rank, payload = message
+        report = _checked(rank, decode_report(payload))
+        if not isinstance(report, Result):
+            raise StageLost(f"rank {rank} sent {type(report).__name__} where a result was expected")
+        return report
 
     def run(self, plan: Plan) -> Result:
         """Send one plan and wait for its result, with nothing else in flight."""
@@ -100,13 +101,6 @@ class Pipeline:
         everybody = [rank for rank in range(self._channel.size) if rank != self._channel.rank]
         self._channel.send(everybody, encode(Stop()))
         self._channel.close(self._timeout_s)
-
-    def _result(self, message: tuple[int, bytes]) -> Result:
-        rank, payload = message
-        report = _checked(rank, decode_report(payload))
-        if not isinstance(report, Result):
-            raise StageLost(f"rank {rank} sent {type(report).__name__} where a result was expected")
-        return report
 
     def _expect(self, kinds: tuple[type[Report], ...], timeout_s: float) -> tuple[int, Report]:
         deadline = time.monotonic() + timeout_s

@@ -7,6 +7,7 @@ from common.config import KvStrategy
 from common.records import UNSEEN, Logprobs, Result
 from gateway.scheduling.cost import LinearCost, Profile
 from gateway.scheduling.job import Residence
+from gateway.scheduling.scheduler import Expected
 
 COST = LinearCost(decode=1.0, prefill_per_token=0.1)
 
@@ -336,10 +337,10 @@ def test_the_oldest_plan_in_flight_should_take_as_long_as_its_prompts_or_its_job
     for job in (1, 2):
         run.submit(job, prompt=45, output=3)
     run.scheduler.plan(0.0)
-    assert run.scheduler.seconds_expected() == 5.0
+    assert run.scheduler.expected() == Expected(tokens=90, seconds=5.0)
     run.scheduler.plan_ahead(0.0)
     run.scheduler.commit(Result(1, [7, 7], 0.0, 0.0), 5.0)
-    assert run.scheduler.seconds_expected() == 1.5
+    assert run.scheduler.expected() == Expected(tokens=2, seconds=1.5)
 
 
 def test_a_plan_made_ahead_goes_on_with_tokens_that_nobody_has_seen() -> None:

@@ -40,6 +40,13 @@ class Outcome(msgspec.Struct, frozen=True):
     logprobs: Logprobs | None  # of the token, where they were asked for
 
 
+class Expected(msgspec.Struct, frozen=True):
+    """What is known of an iteration before it has run."""
+
+    tokens: int  # that it computes
+    seconds: float  # that it should take at least
+
+
 class _Share(msgspec.Struct, frozen=True):
     """What a plan computes of a job."""
 
@@ -133,11 +140,12 @@ class Scheduler:
     def num_in_flight(self) -> int:
         return len(self._flights)
 
-    def seconds_expected(self) -> float:
-        """What the oldest plan in flight should take at least. There is one."""
+    def expected(self) -> Expected:
+        """Of the oldest plan in flight. There is one."""
         batch = self._flights[0].batch.values()
         prompts = sum(share.tokens for share in batch if share.prefills)
-        return max(self._cost.decode_s(max(1, len(batch))), self._cost.prefill_s(prompts) if prompts else 0.0)
+        seconds = max(self._cost.decode_s(max(1, len(batch))), self._cost.prefill_s(prompts) if prompts else 0.0)
+        return Expected(sum(share.tokens for share in batch), seconds)
 
     @property
     def num_waiting(self) -> int:
