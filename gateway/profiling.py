@@ -24,7 +24,7 @@ COPIED_BLOCKS = 64
 REPEATS = 5
 POINT_BUDGET_S = 0.6
 
-_FORMAT = 3  # counts what changed the file or the speed of workers: an older profile is not found, and measured anew
+_FORMAT = 4  # counts what changed the file: an older profile is not found, and measured anew
 
 _GREEDY = Sampling(0.0, 1.0, 0, 0.0, 0)
 
@@ -153,7 +153,7 @@ def profile_path(files: ModelFiles, config: Config, offers: list[Ready], folder:
         config.max_batch_jobs,
         config.weights,
     ]
-    facts += [[offer.hostname, offer.device, offer.dtype, offer.block_bytes] for offer in offers]
+    facts += [[offer.hostname, offer.device, offer.dtype, offer.fingerprint, offer.block_bytes] for offer in offers]
     digest = hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:16]
     folder = folder or Path(platformdirs.user_cache_dir("skipjoin")) / "profiles"
     return folder / f"{files.name.replace('/', '--')}-{digest}.json"

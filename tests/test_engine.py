@@ -53,7 +53,7 @@ class ScriptedStage:
         self._thread.start()
 
     def _run(self) -> None:
-        self._send(Ready("here", "cpu", "fp32", block_bytes=100, device_bytes=2000, host_bytes=2000))
+        self._send(Ready("here", "cpu", "fp32", "f00d", block_bytes=100, device_bytes=2000, host_bytes=2000))
         while True:
             message = receive(self._channel, 30.0)
             assert message is not None

@@ -15,6 +15,7 @@ from fakes_worker import CONFIG, SPEC, FakeJob, fake_model, greedy_tokens
 from common.channel import LocalChannel, receive
 from common.config import Config
 from common.records import Fault, Plan, Progress, Ready, Report, Result, Setup, Stop, Up, decode_report, encode
+from worker.fingerprint import fingerprint
 from worker.kv_cache import block_bytes
 from worker.link import LocalWiring
 from worker.loop import Model, serve_stage
@@ -108,6 +109,7 @@ def test_ready_says_what_the_stage_can_give() -> None:
     ready = workers.reports(Ready, 2)[1]
     assert isinstance(ready, Ready)
     assert (ready.device, ready.dtype, ready.store_port) == ("cpu, 1 thread", "fp32", 0)
+    assert ready.fingerprint == fingerprint()
     assert ready.block_bytes == block_bytes(SPEC, 2, CONFIG.block_tokens, torch.float32)
     assert (ready.device_bytes, ready.host_bytes) == (7 * ready.block_bytes, 2**20)
     workers.stop()

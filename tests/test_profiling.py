@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from common.config import Config
 from common.model_files import ModelFiles
@@ -9,7 +10,7 @@ from gateway.pipeline import Pools
 from gateway.profiling import Profiler, load_profile, profile_path, save_profile
 from gateway.scheduling.cost import Profile
 
-OFFER = Ready("here", "cpu, 2 threads", "fp32", 100, 2000, 2000)
+OFFER = Ready("here", "cpu, 2 threads", "fp32", "f00d", 100, 2000, 2000)
 
 
 class TimedPipeline:
@@ -92,19 +93,19 @@ def test_a_profile_is_kept_and_found_again(tmp_path: Path) -> None:
     assert load_profile(path) is None
 
 
-def test_another_device_layout_or_model_has_another_profile(tmp_path: Path) -> None:
+def test_another_device_version_layout_or_model_has_another_profile(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     model.write_bytes(b"1")
     files = ModelFiles("gguf", model, "model")
-    other = Ready("here", "cpu, 1 thread", "fp32", 100, 2000, 2000)
     paths = {
         profile_path(files, Config(), [OFFER], tmp_path),
-        profile_path(files, Config(), [other], tmp_path),
+        profile_path(files, Config(), [replace(OFFER, device="cpu, 1 thread")], tmp_path),
+        profile_path(files, Config(), [replace(OFFER, fingerprint="of a later version")], tmp_path),
         profile_path(files, Config(), [OFFER, OFFER], tmp_path),
         profile_path(files, Config(block_tokens=32), [OFFER], tmp_path),
         profile_path(files, Config(weights="int8"), [OFFER], tmp_path),
     }
     model.write_bytes(b"12")
     paths.add(profile_path(files, Config(), [OFFER], tmp_path))
-    assert len(paths) == 6
+    assert len(paths) == 7
     assert profile_path(files, Config(port=1234), [OFFER], tmp_path) in paths

@@ -15,6 +15,7 @@ from common.spec_reader import read_spec
 from common.topology import GATEWAY_RANK, Stage, partition
 from worker.device import HostShare, Placement, kv_budget, place
 from worker.epoch import Epoch
+from worker.fingerprint import fingerprint
 from worker.kv_cache import KvCache, block_bytes
 from worker.link import Connect, DistributedLink, Link, LinkLost, LocalLink, host_store
 from worker.models.load import load_stage
@@ -192,6 +193,7 @@ class Worker:
             hostname=socket.gethostname(),
             device=self._placement.name,
             dtype=self._placement.dtype_name,
+            fingerprint=fingerprint(),
             block_bytes=bytes_per_block,
             device_bytes=device_bytes,
             host_bytes=host_bytes,
