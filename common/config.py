@@ -104,7 +104,7 @@ class Config:
     """Most jobs in one iteration."""
     max_batch_tokens: int = 2048
     """Most tokens in one iteration."""
-    prefill_chunk_tokens: int = 512
+    prefill_chunk_tokens: int = 256
     """Most prompt tokens in one iteration, divided by the stages; longer prompts are computed in chunks. 0: as many as
     --max-batch-tokens."""
     plan_ahead: bool = True
