@@ -19,6 +19,8 @@ def to_device(numbers: NDArray[Any], device: torch.device) -> Tensor:
 
 def to_device_together(numbers: list[Ints], device: torch.device) -> list[Tensor]:
     """In one copy. 16 divides all their addresses: Triton would compile kernels anew for others."""
+    if device.type == "cpu":
+        return [torch.from_numpy(part) for part in numbers]
     odd = [part.size % 2 for part in numbers]
     padded = [piece for part, pad in zip(numbers, odd, strict=True) for piece in (part.ravel(), _ZERO[:pad])]
     sizes = [part.size + pad for part, pad in zip(numbers, odd, strict=True)]
