@@ -57,11 +57,11 @@ class LocalChannel:
 
 
 def growing_pauses(longest_s: float = BUSY_PAUSE_S) -> Iterator[float]:
-    """Between looks for what may come at any time: seconds, from short ones on, up to 1 % of the whole wait."""
+    """Between looks for what may come at any time: seconds, from short ones on, up to 0.5 % of the whole wait."""
     pause_s = FIRST_PAUSE_S
     while True:
         yield pause_s
-        pause_s = min(pause_s * 1.01, longest_s)
+        pause_s = min(pause_s * 1.005, longest_s)
 
 
 def receive(
