@@ -275,7 +275,7 @@ class JobEngine:
             self._pace.took(expected, end - self._begun.popleft())
             if len(self._begun) >= self._config.pipeline_parallel:
                 # One that was sent ahead began when this one ended. Who noticed that late must not be late again.
-                self._begun[-1] = self._looked
+                self._begun[-1] = max(self._begun[-1], self._looked)
         elif end - start > timeout_s:
             raise StageLost(f"no result within {end - start:.0f} s (--iteration-timeout)")
         return result
