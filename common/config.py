@@ -127,7 +127,7 @@ class Config:
     overload; for experiments."""
 
     profile: Literal["cached", "measure"] = "cached"
-    """Use the profile cached for this model, device and layout, or measure again."""
+    """Use the profile cached for this model, version, device and layout, or measure again."""
     ping_interval: float = 10.0
     """Seconds between keep-alive comments on a silent stream."""
     drain_timeout: float = 30.0

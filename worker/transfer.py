@@ -18,7 +18,7 @@ def to_device(numbers: NDArray[Any], device: torch.device) -> Tensor:
 
 
 def to_device_together(numbers: list[Ints], device: torch.device) -> list[Tensor]:
-    """In one copy. 16 divides all their addresses: Triton would compile kernels anew for others."""
+    """In one copy, or none on a CPU. 16 divides all their addresses: Triton would compile kernels anew for others."""
     if device.type == "cpu":
         return [torch.from_numpy(part) for part in numbers]
     odd = [part.size % 2 for part in numbers]
