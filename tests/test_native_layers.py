@@ -85,7 +85,7 @@ def test_they_compute_what_single_calls_do(name: str, stored: Stored, kv_dtype: 
     together = hidden_of(spec, stage, LENGTHS, kv_dtype)
     if name == "norms of heads":  # which torch sums in another order; rounding makes more of that
         exact = (stored, kv_dtype) == ("exact", torch.float32)
-        torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-4 if exact else 1e-2)
+        torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-4 if exact else 5e-2)
     else:
         assert torch.equal(together, one_by_one)
 

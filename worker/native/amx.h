@@ -11,15 +11,15 @@ enum { TALL = 16, TILE_BYTES = 64 };  // a tile's rows at most, and the bytes in
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// Registers: the high and low parts of rows, the left and right columns of a panel, and sums.
-#define HIGH 0
-#define LOW 1
-#define LEFT 2
-#define RIGHT 3
-#define SUMS_0 4
-#define SUMS_1 5
-#define SUMS_2 6
-#define SUMS_3 7
+// Its registers. Instructions hold their numbers.
+#define TILE_0 0
+#define TILE_1 1
+#define TILE_2 2
+#define TILE_3 3
+#define TILE_4 4
+#define TILE_5 5
+#define TILE_6 6
+#define TILE_7 7
 
 static __thread int64_t configured_rows;
 
@@ -31,8 +31,11 @@ __attribute__((constructor)) static void ask_for_amx(void) {
     has_amx = syscall(SYS_arch_prctl, arch_req_xcomp_perm, tile_data) == 0;
 }
 
-// rows: of the tiles of rows, and of sums.
-static void configure_amx(int64_t rows) {
+// Two vectors of fp32 as one of bf16.
+INLINE __m512i bf16_of(Vec first, Vec second) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
+
+// rows: of the tiles of rows, and of sums. matrices: a bit for every tile of a matrix, which has as many as there are.
+static void configure_amx(int64_t rows, int matrices) {
     if (rows == configured_rows) return;
     struct {
         uint8_t palette, start_row, reserved[14];
@@ -40,7 +43,7 @@ static void configure_amx(int64_t rows) {
         uint8_t rows[16];
     } c = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) {
-        c.rows[tile] = tile == LEFT || tile == RIGHT ? TALL : rows;
+        c.rows[tile] = matrices >> tile & 1 ? TALL : rows;
         c.row_bytes[tile] = TILE_BYTES;
     }
     __asm__ volatile("" ::"r"(&c) : "memory");  // gcc thinks that only its first bytes are read

@@ -1,7 +1,6 @@
-// Sums of products of rows with a panel of bf16, by AMX, which adds them up in fp32 within its tiles. To meet bf16 a
-// row's numbers come as two of bf16, a high and a low part: 16 bits of them. A row's sums do not depend on the rows
-// beside it, but they are not those of tiles.h to the bit: a matrix is multiplied in this way for any number of rows,
-// or for none.
+// Sums of products of rows with a panel of bf16, by AMX, which adds them up in fp32 within its tiles. It multiplies bf16
+// with bf16: that is what rows are rounded to. A row's sums do not depend on the rows beside it, but they are not those of
+// tiles.h to the bit: a matrix is multiplied in this way for any number of rows, or for none.
 #ifndef SKIPJOIN_AMX_BF16_H
 #define SKIPJOIN_AMX_BF16_H
 
@@ -15,22 +14,22 @@ enum { STEPS_AHEAD = 4 };  // for which memory is asked
 
 _Static_assert(STEP * sizeof(uint16_t) == TILE_BYTES, "a tile takes a step");
 
-#define UPPER_LEFT SUMS_0
-#define UPPER_RIGHT SUMS_1
-#define LOWER_LEFT SUMS_2
-#define LOWER_RIGHT SUMS_3
+// Registers: two tiles of rows, the left and right columns of a panel, and sums.
+#define UPPER TILE_0
+#define LOWER TILE_1
+#define LEFT TILE_2
+#define RIGHT TILE_3
+#define UPPER_LEFT TILE_4
+#define UPPER_RIGHT TILE_5
+#define LOWER_LEFT TILE_6
+#define LOWER_RIGHT TILE_7
 
-INLINE __m512i bf16_of(Vec left, Vec right) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left); }
-
-// A row's fp32 numbers as parts, zeros at the end.
-static void split_row(const Linear *l, const float *x, Parts *parts) {
-    for (int64_t i = 0; i < steps_of(l); i++, parts++) {
+// A row's fp32 numbers as bf16, zeros at the end.
+static void round_to_bf16(const Linear *l, const float *x, uint16_t *to) {
+    for (int64_t i = 0; i < steps_of(l); i++, to += TALL * STEP) {
         float step[STEP] = {0};
         memcpy(step, x + i * STEP, greater(0, smaller(STEP, l->ins - i * STEP)) * sizeof(float));
-        const Vec left = from_floats(step), right = from_floats(step + WIDTH);
-        _mm512_storeu_si512(parts->high, bf16_of(left, right));
-        const Vec low_left = left - from_bf16(parts->high), low_right = right - from_bf16(parts->high + WIDTH);
-        _mm512_storeu_si512(parts->low, bf16_of(low_left, low_right));
+        _mm512_storeu_si512(to, bf16_of(from_floats(step), from_floats(step + WIDTH)));
     }
 }
 
@@ -39,23 +38,27 @@ typedef struct {  // steps of a panel
     int64_t first, steps, all;
 } Block;
 
-// Add the products of a step to the sums of some rows, `stride` bytes apart.
-#define ADD_STEP(x, stride, sums_left, sums_right) \
-    _tile_loadd(HIGH, (x)->high, stride);          \
-    _tile_dpbf16ps(sums_left, HIGH, LEFT);         \
-    _tile_dpbf16ps(sums_right, HIGH, RIGHT);       \
-    _tile_loadd(LOW, (x)->low, stride);            \
-    _tile_dpbf16ps(sums_left, LOW, LEFT);          \
-    _tile_dpbf16ps(sums_right, LOW, RIGHT);
+// Add the products of a step to the sums of a tile of rows.
+#define ADD_STEP(x, rows, sums_left, sums_right) \
+    _tile_loadd(rows, x, TILE_BYTES);            \
+    _tile_dpbf16ps(sums_left, rows, LEFT);       \
+    _tile_dpbf16ps(sums_right, rows, RIGHT);
 
 // Add the products of a block to the sums of one or two tiles of rows. asks: for the memory of what comes later.
-INLINE void add_block(bool asks, int tiles, Block b, const Parts *x, Vec *sums) {
-    const int64_t stride = b.all * sizeof(Parts), numbers = STEP * PANEL;
-    _tile_loadd(UPPER_LEFT, sums, 2 * TILE_BYTES);
-    _tile_loadd(UPPER_RIGHT, sums + 1, 2 * TILE_BYTES);
-    if (tiles == 2) {
-        _tile_loadd(LOWER_LEFT, sums + 2 * TALL, 2 * TILE_BYTES);
-        _tile_loadd(LOWER_RIGHT, sums + 2 * TALL + 1, 2 * TILE_BYTES);
+INLINE void add_block(bool asks, int tiles, Block b, const uint16_t *x, Vec *sums) {
+    const int64_t numbers = STEP * PANEL, tile = TALL * STEP;
+    if (b.first == 0) {
+        _tile_zero(UPPER_LEFT);
+        _tile_zero(UPPER_RIGHT);
+        _tile_zero(LOWER_LEFT);
+        _tile_zero(LOWER_RIGHT);
+    } else {
+        _tile_loadd(UPPER_LEFT, sums, 2 * TILE_BYTES);
+        _tile_loadd(UPPER_RIGHT, sums + 1, 2 * TILE_BYTES);
+        if (tiles == 2) {
+            _tile_loadd(LOWER_LEFT, sums + 2 * TALL, 2 * TILE_BYTES);
+            _tile_loadd(LOWER_RIGHT, sums + 2 * TALL + 1, 2 * TILE_BYTES);
+        }
     }
     for (int64_t s = b.first; s < b.first + b.steps; s++) {
         const int64_t soon = s + STEPS_AHEAD;
@@ -63,10 +66,9 @@ INLINE void add_block(bool asks, int tiles, Block b, const Parts *x, Vec *sums) 
         if (asks) ask_for_memory(ahead, numbers * sizeof(uint16_t));
         _tile_loadd(LEFT, b.matrix + s * numbers, 2 * TILE_BYTES);
         _tile_loadd(RIGHT, b.matrix + s * numbers + PANEL, 2 * TILE_BYTES);
-        ADD_STEP(x + s, stride, UPPER_LEFT, UPPER_RIGHT)
+        ADD_STEP(x + s * tile, UPPER, UPPER_LEFT, UPPER_RIGHT)
         if (tiles == 2) {
-            const Parts *lower = x + TALL * b.all + s;
-            ADD_STEP(lower, stride, LOWER_LEFT, LOWER_RIGHT)
+            ADD_STEP(x + (b.all + s) * tile, LOWER, LOWER_LEFT, LOWER_RIGHT)
         }
     }
     _tile_stored(UPPER_LEFT, sums, 2 * TILE_BYTES);
@@ -77,27 +79,26 @@ INLINE void add_block(bool asks, int tiles, Block b, const Parts *x, Vec *sums) 
     }
 }
 
-// sums[rows][2] = the rows times a panel. x: [rows][steps]. Memory of both is there for whole tiles. next: the panel
+// sums[rows][2] = the rows times a panel. x: as Input says. Memory of both is there for whole tiles. next: the panel
 // that is likely to follow, for which memory is asked meanwhile.
-static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, const Parts *x, const void *next,
+static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, const uint16_t *x, const void *next,
                                  Vec *sums) {
     Block b = {panel.matrix, next, 0, 0, steps_of(l)};
-    configure_amx(smaller(rows, TALL));
-    memset(sums, 0, rows * 2 * sizeof(Vec));
+    configure_amx(smaller(rows, TALL), 1 << LEFT | 1 << RIGHT);
     for (; b.first < b.all; b.first += b.steps) {
         b.steps = smaller(BLOCK, b.all - b.first);
         if (rows <= TALL) add_block(true, 1, b, x, sums);
         else add_block(true, 2, b, x, sums);
         int64_t r = 2 * TALL;
-        for (; r + TALL < rows; r += 2 * TALL) add_block(false, 2, b, x + r * b.all, sums + 2 * r);
-        if (r < rows) add_block(false, 1, b, x + r * b.all, sums + 2 * r);
+        for (; r + TALL < rows; r += 2 * TALL) add_block(false, 2, b, x + r * b.all * STEP, sums + 2 * r);
+        if (r < rows) add_block(false, 1, b, x + r * b.all * STEP, sums + 2 * r);
     }
 }
 
 #else
 
-static void split_row(const Linear *l, const float *x, Parts *parts) {}
-static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, const Parts *x, const void *next,
+static void round_to_bf16(const Linear *l, const float *x, uint16_t *to) {}
+static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, const uint16_t *x, const void *next,
                                  Vec *sums) {}
 
 #endif

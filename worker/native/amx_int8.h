@@ -12,10 +12,15 @@ enum { GROUPS_AHEAD = 3 };  // for which memory is asked
 
 _Static_assert(GROUP == TILE_BYTES, "a tile takes a group");
 
-#define HIGH_LEFT SUMS_0
-#define HIGH_RIGHT SUMS_1
-#define LOW_LEFT SUMS_2
-#define LOW_RIGHT SUMS_3
+// Registers: the halves of rows, the left and right columns of a panel, and sums.
+#define HIGH TILE_0
+#define LOW TILE_1
+#define LEFT TILE_2
+#define RIGHT TILE_3
+#define HIGH_LEFT TILE_4
+#define HIGH_RIGHT TILE_5
+#define LOW_LEFT TILE_6
+#define LOW_RIGHT TILE_7
 
 typedef struct {  // sums of a group, left and right
     Ints high[2][TALL], low[2][TALL];
@@ -45,7 +50,7 @@ static void multiply_quads_by_amx(int64_t rows, const Linear *l, Panel panel, In
     const int64_t groups = groups_of(l), bytes = GROUP * PANEL, row_bytes = groups * sizeof(Halves);
     const int8_t *weights = panel.matrix;
     Sums sums;
-    configure_amx(rows);
+    configure_amx(rows, 1 << LEFT | 1 << RIGHT);
     memset(out, 0, rows * 2 * sizeof(Vec));
     for (int64_t g = 0; g < groups; g++) {
         const int64_t soon = g + GROUPS_AHEAD;

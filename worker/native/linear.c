@@ -83,7 +83,7 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
     const int64_t parts = rows <= 2 ? 0 : l->type == FP32 && tiles > 2 ? 2 : 1;
     const char *ahead = panel_at(l, next).matrix;
     if (l->type == BF16_PAIRS) {
-        multiply_bf16_by_amx(l, panel, rows, x.parts, ahead, memory);
+        multiply_bf16_by_amx(l, panel, rows, x.bf16, ahead, memory);
         finish(l, rows, 2, index, memory, add, out);
         return 1;
     }
@@ -159,7 +159,7 @@ static void round_row(const Linear *l, const float *x, int16_t *rounded, float *
 }
 
 typedef struct {  // where rows are prepared: what tiles of AMX read comes first, and starts a line of the cache
-    Parts *parts;
+    uint16_t *bf16;
     int16_t *rounded;
     float *scales;
     int32_t *offsets;
@@ -168,10 +168,10 @@ typedef struct {  // where rows are prepared: what tiles of AMX read comes first
 
 // The memory's parts, and its end.
 static char *prepared_in(char *memory, const Linear *l, int64_t rows, Prepared *to) {
-    const int64_t parts = l->type == BF16_PAIRS ? ratio_up(rows, TALL) * TALL * steps_of(l) : 0;
+    const int64_t bf16 = l->type == BF16_PAIRS ? ratio_up(rows, TALL) * TALL * steps_of(l) * STEP : 0;
     const int64_t scales = rounds_rows(l) ? rows * groups_of(l) : 0;
-    to->parts = (Parts *)(memory + (-(uintptr_t)memory & 63));
-    to->rounded = (int16_t *)(to->parts + parts);
+    to->bf16 = (uint16_t *)(memory + (-(uintptr_t)memory & 63));
+    to->rounded = (int16_t *)(to->bf16 + bf16);
     to->scales = (float *)(to->rounded + scales * GROUP);
     to->offsets = (int32_t *)(to->scales + scales);
     to->normalized = (float *)(to->offsets + scales);
@@ -196,9 +196,10 @@ static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to)
         }
         if (rounds_rows(l))
             round_row(l, row, to.rounded + r * groups * GROUP, to.scales + r * groups, to.offsets + r * groups);
-        if (l->type == BF16_PAIRS) split_row(l, row, to.parts + r * steps_of(l));
+        if (l->type == BF16_PAIRS)
+            round_to_bf16(l, row, to.bf16 + (r / TALL * TALL * steps_of(l) + r % TALL) * STEP);
     }
-    return (Input){l->norm ? to.normalized : x, to.parts, to.rounded, to.scales, to.offsets};
+    return (Input){l->norm ? to.normalized : x, to.bf16, to.rounded, to.scales, to.offsets};
 }
 
 bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; }

@@ -15,13 +15,9 @@ typedef struct {  // a panel's numbers
     const float *scales;
 } Panel;
 
-typedef struct {  // numbers of fp32, nearly high + low: two of bf16
-    uint16_t high[STEP], low[STEP];
-} Parts;
-
 typedef struct {  // rows that follow one another
     const float *exact;      // [rows][ins]
-    const Parts *parts;      // to meet pairs of bf16: [rows][steps]
+    const uint16_t *bf16;    // to meet pairs of bf16: [rows / TALL][steps][TALL][STEP]
     const int16_t *rounded;  // to meet int8: [rows][groups][GROUP], zeros at the end; quads: [rows][groups] of Halves
     const float *scales;     // of these: [rows][groups]
     const int32_t *offsets;  // to meet quads: [rows][groups] what a column's sum has too much
@@ -38,7 +34,7 @@ INLINE int64_t steps_of(const Linear *l) { return groups_of(l) * (GROUP / STEP);
 
 INLINE Input input_from(const Linear *l, Input x, int64_t row) {
     const int64_t groups = row * groups_of(l);
-    if (l->type == BF16_PAIRS) return (Input){.parts = x.parts + row * steps_of(l)};
+    if (l->type == BF16_PAIRS) return (Input){.bf16 = x.bf16 + row * steps_of(l) * STEP};
     if (!rounds_rows(l)) return (Input){.exact = x.exact + row * l->ins};
     return (Input){NULL, NULL, x.rounded + groups * GROUP, x.scales + groups, x.offsets + groups};
 }
