@@ -10,7 +10,7 @@ Policy = Literal["skip-join", "mlfq", "fcfs", "static", "srpt"]
 KvStrategy = Literal["proactive", "reactive", "recompute", "defer"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Stored = Literal["exact", "bf16", "int8"]
-KvDtype = Literal["auto", "exact", "fp16"]
+KvDtype = Literal["auto", "exact", "fp16", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 ToolFormatName = Literal["auto", "hermes", "llama", "mistral"]
 ReasoningMode = Literal["auto", "on", "off"]
@@ -67,8 +67,9 @@ class Config:
     """How a CPU keeps matrices. exact: in --dtype. bf16 and int8 (in groups of 64) round them and need less memory,
     which is what small batches wait for; int8 is the fastest at any size, and multiplies integers of 16 and 8 bits."""
     kv_cache_dtype: KvDtype = "auto"
-    """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 halves their memory, and the time
-    that attention waits for it. auto: fp16 where --weights rounds as well and the native kernels attend, else exact."""
+    """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 and bf16 halve their memory, and
+    the time that attention waits for it; bf16 is for CPUs with AMX, fp16 more exact. auto: the one that suits the CPU,
+    where --weights rounds as well and the native kernels attend; else exact."""
     device: Device = "auto"
     """Where the stages compute. auto: CUDA where every stage can have it, else the CPU."""
     threads: int | None = None

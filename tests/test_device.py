@@ -9,6 +9,7 @@ import torch
 from fakes_worker import CONFIG, SPEC
 
 from common.config import ConfigError
+from worker.attention.native import attends_in_tiles
 from worker.device import HostShare, Placement, _free_in_cgroup, kv_budget, place
 
 CPU = Placement(torch.device("cpu"), torch.float32, torch.float32, 1)
@@ -59,6 +60,12 @@ def test_keys_and_values_are_kept_as_exactly_as_matrices_unless_told_otherwise(
     placement = place(replace(CONFIG, **options), SPEC, HostShare())
     assert placement.dtype_name == name
     assert placement.kv_dtype == (torch.float16 if "KV" in name else placement.dtype)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_where_the_cpu_has_amx_keys_and_values_are_kept_as_its_tiles_want_them() -> None:
+    kept = place(replace(CONFIG, weights="int8"), replace(SPEC, head_dim=64), HostShare()).kv_dtype
+    assert kept == (torch.bfloat16 if attends_in_tiles(64, CONFIG.block_tokens) else torch.float16)
 
 
 def test_where_torch_attends_keys_and_values_are_exact_unless_told_otherwise() -> None:

@@ -10,12 +10,14 @@ from fakes_worker import SPEC
 from torch import Tensor
 
 from common.records import Entry
-from worker.attention.native import Kernel, open_kernel
+from worker.attention.native import Kernel, attends_in_tiles, open_kernel
 from worker.attention.paged import PagedAttention, Scratch
 from worker.inputs import build_inputs
 from worker.kv_cache import KvCache
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+
+needs_amx = pytest.mark.skipif(not attends_in_tiles(64, 16), reason="no AMX")
 
 LAYERS, BLOCKS = 2, 80
 LENGTHS = [1, 2, 15, 16, 17, 33, 100, 319]
@@ -89,6 +91,44 @@ def test_an_fp16_pool_gives_what_an_fp32_one_with_its_numbers_does(
     torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
 
 
+def tiled(pool: Tensor) -> Tensor:
+    """Blocks as attention_tiles.c wants them: keys by pairs of dimensions, values by pairs of slots."""
+    keys, values = pool.unbind(2)  # [blocks, layers, kv_heads, block_tokens, head_dim]
+    keys = keys.unflatten(4, (-1, 2)).transpose(3, 4).reshape(values.shape)
+    values = values.unflatten(3, (-1, 2)).transpose(4, 5).reshape(values.shape)
+    return torch.stack([keys, values], 2)
+
+
+@needs_amx
+@pytest.mark.parametrize("window", [None, 1, 40])
+@pytest.mark.parametrize("block_tokens", [16, 32])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 96), (20, 32)])
+def test_tiles_give_what_an_fp32_pool_of_their_numbers_does(
+    group: int, head_dim: int, block_tokens: int, window: int | None
+) -> None:
+    tiles, exact = (
+        random_cache(head_dim=head_dim, block_tokens=block_tokens, dtype=dtype)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
+    exact.device.copy_(tiles.device)
+    tiles.device.copy_(tiled(tiles.device))
+    batch = entries(exact, LENGTHS)
+    actual = attend(tiles, open_kernel(tiles), batch, group=group, window=window)
+    expected = attend(exact, None, batch, group=group, window=window)
+    assert torch.equal(tiles.device, tiled(exact.device.bfloat16()))
+    torch.testing.assert_close(actual, expected, atol=3e-2, rtol=1e-2)
+
+
+@needs_amx
+def test_tiles_hold_no_infinity() -> None:
+    cache = random_cache(dtype=torch.bfloat16)
+    kernel, (entry,) = open_kernel(cache), entries(cache, [1])
+    assert kernel is not None
+    v = torch.full((1, 3, 64), torch.inf)
+    attention = kernel.attention(build_inputs([entry], 16, cache.torch_device))
+    assert attention(0, torch.zeros(1, 3, 64), v, -v, scale=1.0, window=None).isfinite().all()
+
+
 def test_numbers_beyond_fp16_become_its_largest() -> None:
     cache = random_cache(dtype=torch.float16)
     kernel, (entry,) = open_kernel(cache), entries(cache, [1])
@@ -109,8 +149,12 @@ def test_scores_of_any_size_are_as_exact_as_in_the_plain_path() -> None:
     )
 
 
-def test_a_jobs_numbers_are_the_same_bits_in_any_batch() -> None:
-    cache = random_cache()
+TYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=needs_amx)]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_jobs_numbers_are_the_same_bits_in_any_batch(dtype: torch.dtype) -> None:
+    cache = random_cache(dtype=dtype)
     kernel, batch = open_kernel(cache), entries(cache, LENGTHS)
     together = attend(cache, kernel, batch)
     alone = torch.cat([attend(cache, kernel, [entry]) for entry in batch])
@@ -118,12 +162,16 @@ def test_a_jobs_numbers_are_the_same_bits_in_any_batch() -> None:
     assert torch.equal(alone, together)
 
 
-def test_nan_in_the_blocks_of_others_and_behind_a_jobs_end_does_not_leak() -> None:
-    cache = random_cache()
+@pytest.mark.parametrize("dtype", TYPES)
+def test_nan_in_the_blocks_of_others_and_behind_a_jobs_end_does_not_leak(dtype: torch.dtype) -> None:
+    cache = random_cache(dtype=dtype)
     kernel, batch = open_kernel(cache), entries(cache, [5, 40, 60])
     expected = attend(cache, kernel, batch)
     for entry in batch:
-        cache.device[entry.blocks[-1], :, :, :, (entry.start + 1) % cache.block_tokens :] = torch.nan
+        behind = torch.zeros_like(cache.device[entry.blocks[-1]][None], dtype=torch.float32)
+        behind[:, :, :, :, (entry.start + 1) % cache.block_tokens :] = torch.nan
+        behind = tiled(behind) if dtype == torch.bfloat16 else behind
+        cache.device[entry.blocks[-1]] += behind[0].to(dtype)
     cache.device[batch[1].blocks] = torch.nan
     actual = attend(cache, kernel, batch)
     assert torch.equal(actual[[0, 2]], expected[[0, 2]])
@@ -142,24 +190,28 @@ def test_queries_of_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
     assert open_kernel(random_cache(dtype=dtype), dtype) is None
 
 
-@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 64), (torch.float32, 20)])
+@pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 80), (torch.float64, 64), (torch.float32, 20)])
 def test_other_pools_and_odd_heads_are_left_to_torch(dtype: torch.dtype, head_dim: int) -> None:
     assert open_kernel(random_cache(dtype=dtype, head_dim=head_dim)) is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("block_tokens", [1, 12, 32])
 @pytest.mark.parametrize("group", [1, 3, 30])
 def test_a_token_gets_the_same_bits_in_a_prompt_in_chunks_and_decoded(
     group: int, block_tokens: int, window: int | None, dtype: torch.dtype
 ) -> None:
-    length, rows = 200, torch.randn(200, group + 2, 3, 8, generator=torch.Generator().manual_seed(5))
+    if dtype == torch.bfloat16:
+        block_tokens, head_dim = -(-block_tokens // 16) * 16, 64
+    else:
+        head_dim = 8
+    length, rows = 200, torch.randn(200, group + 2, 3, head_dim, generator=torch.Generator().manual_seed(5))
     q, k, v = rows.split((group, 1, 1), 1)
     q, k, v = q.transpose(1, 2).flatten(1, 2), k.squeeze(1), v.squeeze(1)
 
     def computed(*counts: int) -> Tensor:
-        cache = random_cache(head_dim=8, block_tokens=block_tokens, dtype=dtype)
+        cache = random_cache(head_dim=head_dim, block_tokens=block_tokens, dtype=dtype)
         kernel, blocks = open_kernel(cache), list(range(-(-length // block_tokens)))[::-1]
         assert kernel is not None
         out, start = [], 0

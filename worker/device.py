@@ -10,7 +10,7 @@ import torch
 
 from common.config import Config, ConfigError, Stored, parse_bytes
 from common.model_spec import ModelSpec
-from worker.attention.native import attends_natively
+from worker.attention.native import attends_in_tiles, attends_natively
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -89,15 +89,15 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
 
 
 def _kv_dtype(config: Config, spec: ModelSpec, dtype: torch.dtype) -> torch.dtype:
-    """Who takes rounded matrices takes rounded keys and values as well, unless told otherwise.
+    """Who takes rounded matrices takes rounded keys and values, the kind that suits the CPU, unless told otherwise.
 
     Where torch attends, it sums in an order that depends on the batch, and rounding would make more of that.
     """
-    if config.kv_cache_dtype == "auto":
-        rounded = config.weights != "exact" and attends_natively(spec.head_dim)
-    else:
-        rounded = config.kv_cache_dtype == "fp16"
-    return torch.float16 if rounded else dtype
+    if config.kv_cache_dtype != "auto":
+        return dtype if config.kv_cache_dtype == "exact" else _DTYPES[config.kv_cache_dtype]
+    if config.weights == "exact" or not attends_natively(spec.head_dim):
+        return dtype
+    return torch.bfloat16 if attends_in_tiles(spec.head_dim, config.block_tokens) else torch.float16
 
 
 def _device(config: Config, share: HostShare) -> torch.device:

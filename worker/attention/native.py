@@ -17,8 +17,10 @@ from worker.transfer import Ints
 logger = logging.getLogger(__name__)
 
 _WIDTH = 8  # numbers of a vector in attention.c
+# Of a pool, in attention.h. bf16 is for tiles of AMX, and lies as these want it.
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # Queries that meet a span of slots in turn: as many as stay in a core's first cache beside it.
-_QUERIES = 24
+_QUERIES = {torch.float32: 24, torch.float16: 24, torch.bfloat16: 48}
 # Numbers of keys up to which one thread is as fast as several, and keeps off cores that others use (measured).
 _ONE_THREAD = 2**15
 # A window that no context reaches: what `window=None` means.
@@ -37,7 +39,7 @@ class _Batch(ctypes.Structure):
         ("window", ctypes.c_int64),
         ("threads", ctypes.c_int64),
         ("block_stride", ctypes.c_int64),
-        ("fp16", ctypes.c_int64),
+        ("type", ctypes.c_int64),
         ("runs", ctypes.c_void_p),
     )
 
@@ -93,7 +95,7 @@ class NativeAttention:
     def _prepare(self, window: int | None, group: int) -> tuple[_Batch, int, Ints]:
         """The batch as one window size sees it: the kernel's record, its address, and what it points to."""
         cache, width = self._cache, window or _UNLIMITED
-        runs = _runs(self._segments, width, max(1, _QUERIES // group))
+        runs = _runs(self._segments, width, max(1, _QUERIES[cache.dtype] // group))
         numbers = sum(min(s.end, width) * s.count for s in self._segments) * cache.kv_heads * cache.head_dim
         batch = _Batch(
             num_runs=len(runs),
@@ -102,7 +104,7 @@ class NativeAttention:
             head_dim=cache.head_dim,
             block_tokens=cache.block_tokens,
             block_stride=cache.device.stride(0) * cache.dtype.itemsize,
-            fp16=cache.dtype == torch.float16,
+            type=_TYPES[cache.dtype],
             window=width,
             threads=torch.get_num_threads() if numbers > _ONE_THREAD else 1,
             runs=runs.ctypes.data,
@@ -115,11 +117,21 @@ def attends_natively(head_dim: int) -> bool:
     return head_dim % _WIDTH == 0 and open_library() is not None
 
 
+def attends_in_tiles(head_dim: int, block_tokens: int) -> bool:
+    """Whether this CPU has AMX, and tiles of it fit: then a pool of bf16 is what attention is fastest with."""
+    library = open_library()
+    if library is None:
+        return False
+    library.attends_tiles.argtypes, library.attends_tiles.restype = (ctypes.c_int64, ctypes.c_int64), ctypes.c_bool
+    return bool(library.attends_tiles(head_dim, block_tokens))
+
+
 def open_kernel(cache: KvCache, dtype: torch.dtype = torch.float32) -> Kernel | None:
     """The kernel for `cache` and queries of `dtype`, or None where torch has to do."""
     if cache.torch_device.type != "cpu":
         return None
-    known = dtype == torch.float32 and cache.dtype in (torch.float32, torch.float16)
+    known = dtype == torch.float32 and cache.dtype in _TYPES
+    known &= cache.dtype != torch.bfloat16 or attends_in_tiles(cache.head_dim, cache.block_tokens)
     library = open_library()
     if not known or not attends_natively(cache.head_dim) or library is None:
         logger.info("attention is torch's: there is no kernel for %s heads of %d", dtype, cache.head_dim)

@@ -1,8 +1,8 @@
 """Products by the native kernel, native/linear.c: its layout of a matrix, and calling it.
 
 A row's product has the same bits in any batch. bf16 is only how the matrix is stored: the product is that with the fp32
-matrix of the rounded numbers, to the bit; but AMX, where a CPU has it, meets rows of which it keeps 16 bits. int8 meets
-rows that are rounded as well, to 16 bits in each group of inputs.
+matrix of the rounded numbers, to the bit; but AMX, where a CPU has it, meets rows that are rounded to bf16, too. int8
+meets rows that are rounded to 16 bits in each group of inputs.
 """
 
 import ctypes

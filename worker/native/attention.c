@@ -3,17 +3,23 @@
 // which holds the same two structs.
 #include "attention_runs.h"
 
-extern const RunKernel narrow_runs;
-static const RunKernel own_runs = RUN_KERNEL;
+extern const RunKernel narrow_runs[], tile_runs;
+static const RunKernel own_runs[] = RUN_KERNELS;
+
+static const RunKernel *kernel_of(const Batch *batch) {
+    if (batch->type == KV_TILES) return &tile_runs;
+    return (batch->head_dim % WIDTH ? narrow_runs : own_runs) + batch->type;
+}
 
 void attend_rows(const Batch *batch, char *pool, Rows q, Rows k, Rows v, float scale, float *out) {
     const int64_t heads = batch->kv_heads;
-    const RunKernel *kernel = batch->head_dim % WIDTH ? &narrow_runs : &own_runs;
+    const RunKernel *kernel = kernel_of(batch);
 #pragma omp for
     for (int64_t i = 0; i < batch->num_runs; i++) kernel->write(batch, batch->runs + i, pool, k, v);
 #pragma omp for schedule(dynamic)
     for (int64_t item = 0; item < batch->num_runs * heads; item++)
-        kernel->attend[batch->fp16](batch, batch->runs + item / heads, item % heads, pool, q, scale, out);
+        kernel->attend(batch, batch->runs + item / heads, item % heads, pool, q, scale, out);
+    kernel->leave();
 }
 
 void attend(const Batch *batch, char *pool, const float *q, int64_t q_stride, const float *k, int64_t k_stride,

@@ -2,7 +2,10 @@
 #ifndef SKIPJOIN_ATTENTION_H
 #define SKIPJOIN_ATTENTION_H
 
+#include <stdbool.h>
 #include <stdint.h>
+
+enum KvType { KV_FP32, KV_FP16, KV_TILES };  // of the pool; the last one as attention_tiles.c says
 
 typedef struct {                // tokens of a job that follow one another
     int64_t row, start, count;  // the first one's row in q, k, v and out; its position in the job
@@ -12,7 +15,7 @@ typedef struct {                // tokens of a job that follow one another
 typedef struct {
     int64_t num_runs, kv_heads, group, head_dim, block_tokens, window, threads;  // head_dim: a multiple of 8
     int64_t block_stride;  // bytes
-    int64_t fp16;          // whether the pool is fp16, not fp32
+    int64_t type;          // enum KvType
     const Run *runs;
 } Batch;
 
@@ -20,6 +23,12 @@ typedef struct {  // [rows, heads, head_dim], whose rows lie `stride` numbers ap
     const float *numbers;
     int64_t stride;
 } Rows;
+
+typedef struct {  // how a run's keys and values are stored, and how one KV head of it attends; what a thread does after
+    void (*write)(const Batch *, const Run *, char *pool, Rows k, Rows v);
+    void (*attend)(const Batch *, const Run *, int64_t head, char *pool, Rows q, float scale, float *out);
+    void (*leave)(void);
+} RunKernel;
 
 // Stores k and v, then attends. pool: the layer, in block 0. out: [rows, heads, head_dim], contiguous. To be called by
 // all threads of a team with the same arguments; they leave it together.

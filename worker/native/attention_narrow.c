@@ -2,4 +2,4 @@
 #define NARROW
 #include "attention_runs.h"
 
-const RunKernel narrow_runs = RUN_KERNEL;
+const RunKernel narrow_runs[] = RUN_KERNELS;

@@ -10,12 +10,6 @@
 #include "attention.h"
 #include "fp16.h"
 
-typedef void AttendRun(const Batch *, const Run *, int64_t head, char *pool, Rows q, float scale, float *out);
-typedef struct {
-    void (*write)(const Batch *, const Run *, char *pool, Rows k, Rows v);
-    AttendRun *attend[2];  // with a pool of fp32, of fp16
-} RunKernel;
-
 enum { QUERIES = WIDTH == 16 ? 6 : 3, SLOTS = 4, COLUMNS = 4 };  // 6 * 4 sums fit 32 registers, 3 * 4 fit 16
 enum { SPAN = 64 };  // slots whose scores become weights together
 enum { LINE = 64 };  // bytes that memory sends at once
@@ -198,12 +192,12 @@ INLINE void attend_span(int fp16, int queries, int asking, const Span *span, con
 INLINE char *slot_at(const Batch *batch, const Run *run, int64_t head, char *pool, int64_t slot) {
     const int64_t block = run->blocks[slot / batch->block_tokens], offset = slot % batch->block_tokens;
     return pool + block * batch->block_stride +
-           bytes(batch->fp16, (head * batch->block_tokens + offset) * batch->head_dim);
+           bytes(batch->type == KV_FP16, (head * batch->block_tokens + offset) * batch->head_dim);
 }
 
 // Keys lie before values in a block, [2, kv_heads, block_tokens, head_dim].
 INLINE int64_t to_values(const Batch *batch) {
-    return bytes(batch->fp16, batch->kv_heads * batch->block_tokens * batch->head_dim);
+    return bytes(batch->type == KV_FP16, batch->kv_heads * batch->block_tokens * batch->head_dim);
 }
 
 // The span that begins at `slot`, which is its own first or the first that is seen.
@@ -296,12 +290,14 @@ static void write_run(const Batch *batch, const Run *run, char *pool, Rows k, Ro
             const float *key = k.numbers + (run->row + t) * k.stride + head * dim;
             const float *value = v.numbers + (run->row + t) * v.stride + head * dim;
             for (int64_t d = 0; d < dim; d += WIDTH) {
-                keep(batch->fp16, *(const Vec *)(key + d), slot, d);
-                keep(batch->fp16, *(const Vec *)(value + d), slot + to_values(batch), d);
+                keep(batch->type == KV_FP16, *(const Vec *)(key + d), slot, d);
+                keep(batch->type == KV_FP16, *(const Vec *)(value + d), slot + to_values(batch), d);
             }
         }
 }
 
-#define RUN_KERNEL {write_run, {attend_run_fp32, attend_run_fp16}}
+static void leave_run(void) {}
+
+#define RUN_KERNELS {{write_run, attend_run_fp32, leave_run}, {write_run, attend_run_fp16, leave_run}}  // by KvType
 
 #endif
