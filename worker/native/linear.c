@@ -61,13 +61,13 @@ static void unpack(const Linear *l, Panel panel, float *memory) {
     for (int64_t i = 0; i < l->ins * PANEL; i += WIDTH) *(Vec *)(memory + i) = weights(BF16, panel.matrix, i);
 }
 
-INLINE bool quads_by_amx(const Linear *l, int64_t rows) {
-    return l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx;
+INLINE bool by_amx(const Linear *l, int64_t rows) {
+    return l->type == BF16_PAIRS || (l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx);
 }
 
 // Rows of a tile at most.
 INLINE int64_t most_rows(const Linear *l, int64_t rows) {
-    if (l->type == BF16_PAIRS || quads_by_amx(l, rows)) return TALL;
+    if (by_amx(l, rows)) return TALL;
     return l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS;
 }
 
@@ -77,9 +77,9 @@ INLINE int64_t most_rows(const Linear *l, int64_t rows) {
 // line in each turn is more than memory can send.
 static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_t panels, int64_t rows, Input x,
                             const float *add, float *out, void *memory) {
-    Vec sums[2 * TALL + 2 * MOST_PANELS] __attribute__((aligned(64)));
+    Vec sums[4 * TALL] __attribute__((aligned(64)));
     Panel panel = panel_at(l, index);
-    const int64_t most = most_rows(l, rows), tiles = ratio_up(rows, most), first = tiles > 1;
+    const int64_t most = l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS, tiles = ratio_up(rows, most), first = tiles > 1;
     const int64_t parts = rows <= 2 ? 0 : l->type == FP32 && tiles > 2 ? 2 : 1;
     const char *ahead = panel_at(l, next).matrix;
     if (l->type == BF16_PAIRS) {
@@ -87,22 +87,24 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
         finish(l, rows, 2, index, memory, add, out);
         return 1;
     }
+    for (int64_t r = 0; x.by_amx && r < rows; r += 2 * TALL) {
+        const int64_t height = smaller(rows - r, 2 * TALL);
+        multiply_quads_by_amx(r == 0, height, l, panel, input_from(l, x, r), sums, ahead);
+        finish(l, height, 2, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
+    }
+    if (x.by_amx) return 1;
     if (memory) {
         unpack(l, panel, memory);
         panel.matrix = memory;
     }
     for (int64_t r = 0, tile = -first, height; r < rows; r += height, tile++) {
         height = height_of(rows - r, most);
-        if (quads_by_amx(l, rows)) {
-            multiply_quads_by_amx(height, l, panel, input_from(l, x, r), sums, ahead);
-        } else {
-            const bool asks = 0 <= tile && tile < parts;
-            const Shape *shape = next_shape(height, panels);
-            height = shape->rows, panels = shape->panels;
-            shape->of[memory ? FP32 : l->type](l, panel, input_from(l, x, r), sums,
-                                               asks ? ahead + tile * panel_bytes(l) / parts : panel.matrix,
-                                               asks ? turn_bytes(l) / parts : 0);
-        }
+        const bool asks = 0 <= tile && tile < parts;
+        const Shape *shape = next_shape(height, panels);
+        height = shape->rows, panels = shape->panels;
+        shape->of[memory ? FP32 : l->type](l, panel, input_from(l, x, r), sums,
+                                           asks ? ahead + tile * panel_bytes(l) / parts : panel.matrix,
+                                           asks ? turn_bytes(l) / parts : 0);
         finish(l, height, 2 * panels, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
     }
     return panels;
@@ -120,22 +122,33 @@ static void normalize(const Linear *l, const float *x, float *out) {
 }
 
 // Integers of 16 bits as halves. Returns what they add to a column's sum because its weights have 128 added to them.
-static int32_t halve(const float *numbers, Halves *halves) {
+static int32_t halve(const float *numbers, int8_t *high, int8_t *low) {
     int32_t sum = 0;
     for (int i = 0; i < GROUP; i++) {
         const int32_t number = (int32_t)numbers[i];
-        halves->high[i] = (number + 128) >> 8;
-        halves->low[i] = number;  // less 256 where that is 128 or more
+        high[i] = (number + 128) >> 8;
+        low[i] = number;  // less 256 where that is 128 or more
         sum += number;
     }
     return 128 * sum;
 }
 
+typedef struct {  // where a row's integers go
+    int16_t *first;
+    int64_t to_low, to_next;  // bytes from high halves to low ones, and from a group to the next
+} Place;
+
+static Place place_of(const Linear *l, bool by_amx, int64_t row, int16_t *rounded) {
+    const int64_t groups = groups_of(l), bytes = by_amx ? TALL * GROUP : GROUP, place = by_amx ? row % TALL : 0;
+    return (Place){rounded + (row - place) * groups * GROUP + place * GROUP / 2, bytes, 2 * bytes};
+}
+
 // A row as integers of 16 bits that share a scale in every group: its largest number becomes the largest whose halves
 // both have a sign. A scale is no number where one in its group is none.
-static void round_row(const Linear *l, const float *x, int16_t *rounded, float *scales, int32_t *offsets) {
+static void round_row(const Linear *l, const float *x, Place to, float *scales, int32_t *offsets) {
     const Vec magic = spread(12582912.0f);  // 1.5 * 2^23: rounds to an integer
-    for (int64_t first = 0; first < l->ins; first += GROUP, rounded += GROUP) {
+    for (int64_t first = 0; first < l->ins; first += GROUP) {
+        int16_t *rounded = to.first + first / GROUP * to.to_next / 2;
         float group[GROUP] = {0};
         memcpy(group, x + first, smaller(GROUP, l->ins - first) * sizeof(float));
         Vec largest = {0}, none = {0};
@@ -152,7 +165,7 @@ static void round_row(const Linear *l, const float *x, int16_t *rounded, float *
         if (l->type == INT8) {
             for (int i = 0; i < GROUP; i++) rounded[i] = (int16_t)group[i];
         } else {
-            *offsets++ = halve(group, (Halves *)rounded);
+            *offsets++ = halve(group, (int8_t *)rounded, (int8_t *)rounded + to.to_low);
         }
         *scales++ = most / LARGEST + total(none);
     }
@@ -169,7 +182,7 @@ typedef struct {  // where rows are prepared: what tiles of AMX read comes first
 // The memory's parts, and its end.
 static char *prepared_in(char *memory, const Linear *l, int64_t rows, Prepared *to) {
     const int64_t bf16 = l->type == BF16_PAIRS ? ratio_up(rows, TALL) * TALL * steps_of(l) * STEP : 0;
-    const int64_t scales = rounds_rows(l) ? rows * groups_of(l) : 0;
+    const int64_t scales = rounds_rows(l) ? ratio_up(rows, TALL) * TALL * groups_of(l) : 0;
     to->bf16 = (uint16_t *)(memory + (-(uintptr_t)memory & 63));
     to->rounded = (int16_t *)(to->bf16 + bf16);
     to->scales = (float *)(to->rounded + scales * GROUP);
@@ -186,6 +199,7 @@ int64_t linear_memory(const Linear *l, int64_t rows) {
 // The rows as the matrix wants to meet them.
 static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to) {
     const int64_t ins = l->ins, groups = groups_of(l);
+    const bool tiles = by_amx(l, rows);
     if (!l->norm && (l->type == FP32 || l->type == BF16)) return (Input){.exact = x};
 #pragma omp for
     for (int64_t r = 0; r < rows; r++) {
@@ -195,11 +209,11 @@ static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to)
             row = to.normalized + r * ins;
         }
         if (rounds_rows(l))
-            round_row(l, row, to.rounded + r * groups * GROUP, to.scales + r * groups, to.offsets + r * groups);
+            round_row(l, row, place_of(l, tiles, r, to.rounded), to.scales + r * groups, to.offsets + r * groups);
         if (l->type == BF16_PAIRS)
             round_to_bf16(l, row, to.bf16 + (r / TALL * TALL * steps_of(l) + r % TALL) * STEP);
     }
-    return (Input){l->norm ? to.normalized : x, to.bf16, to.rounded, to.scales, to.offsets};
+    return (Input){l->norm ? to.normalized : x, to.bf16, to.rounded, to.scales, to.offsets, tiles};
 }
 
 bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; }

@@ -18,9 +18,11 @@ typedef struct {  // a panel's numbers
 typedef struct {  // rows that follow one another
     const float *exact;      // [rows][ins]
     const uint16_t *bf16;    // to meet pairs of bf16: [rows / TALL][steps][TALL][STEP]
-    const int16_t *rounded;  // to meet int8: [rows][groups][GROUP], zeros at the end; quads: [rows][groups] of Halves
+    const int16_t *rounded;  // to meet int8: [rows][groups][GROUP], zeros at the end; quads: [rows][groups] of Halves,
+                             // or, by AMX, [rows / TALL][groups] of TileHalves
     const float *scales;     // of these: [rows][groups]
     const int32_t *offsets;  // to meet quads: [rows][groups] what a column's sum has too much
+    bool by_amx;             // whether they lie as tiles of AMX want them
 } Input;
 
 typedef struct {  // numbers of 16 bits, 256 * high + low
@@ -34,9 +36,9 @@ INLINE int64_t steps_of(const Linear *l) { return groups_of(l) * (GROUP / STEP);
 
 INLINE Input input_from(const Linear *l, Input x, int64_t row) {
     const int64_t groups = row * groups_of(l);
-    if (l->type == BF16_PAIRS) return (Input){.bf16 = x.bf16 + row * steps_of(l) * STEP};
+    if (l->type == BF16_PAIRS) return (Input){.bf16 = x.bf16 + row * steps_of(l) * STEP, .by_amx = true};
     if (!rounds_rows(l)) return (Input){.exact = x.exact + row * l->ins};
-    return (Input){NULL, NULL, x.rounded + groups * GROUP, x.scales + groups, x.offsets + groups};
+    return (Input){NULL, NULL, x.rounded + groups * GROUP, x.scales + groups, x.offsets + groups, x.by_amx};
 }
 
 // How often a tile's loop turns for one panel, and what it reads of it in a turn.
