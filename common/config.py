@@ -65,7 +65,8 @@ class Config:
     the checkpoint's own type on a GPU."""
     weights: Stored = "exact"
     """How a CPU keeps matrices. exact: in --dtype. bf16 and int8 (in groups of 64) round them and need less memory,
-    which is what small batches wait for; int8 is the fastest at any size, and multiplies integers of 16 and 8 bits."""
+    which is what small batches wait for. int8 multiplies integers of 16 and 8 bits, and is the fastest; but where a CPU
+    has AMX, bf16 is faster at prompts. There it meets inputs that are rounded to bf16, too."""
     kv_cache_dtype: KvDtype = "auto"
     """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 and bf16 halve their memory, and
     the time that attention waits for it; bf16 is for CPUs with AMX, fp16 more exact. auto: the one that suits the CPU,

@@ -68,6 +68,11 @@ def test_where_the_cpu_has_amx_keys_and_values_are_kept_as_its_tiles_want_them()
     assert kept == (torch.bfloat16 if attends_in_tiles(64, CONFIG.block_tokens) else torch.float16)
 
 
+def test_tiles_are_refused_where_there_are_none() -> None:
+    with pytest.raises(ConfigError, match="fp16 serves everywhere"):
+        place(replace(CONFIG, kv_cache_dtype="bf16"), replace(SPEC, head_dim=20), HostShare())
+
+
 def test_where_torch_attends_keys_and_values_are_exact_unless_told_otherwise() -> None:
     spec = replace(SPEC, head_dim=20)
     assert place(replace(CONFIG, weights="int8"), spec, HostShare()).kv_dtype == torch.float32

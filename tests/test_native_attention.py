@@ -101,8 +101,8 @@ def tiled(pool: Tensor) -> Tensor:
 
 @needs_amx
 @pytest.mark.parametrize("window", [None, 1, 40])
-@pytest.mark.parametrize("block_tokens", [16, 32])
-@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 96), (20, 32)])
+@pytest.mark.parametrize("block_tokens", [16, 32, 48])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 96), (20, 32), (2, 256), (50, 32)])
 def test_tiles_give_what_an_fp32_pool_of_their_numbers_does(
     group: int, head_dim: int, block_tokens: int, window: int | None
 ) -> None:
@@ -203,7 +203,7 @@ def test_a_token_gets_the_same_bits_in_a_prompt_in_chunks_and_decoded(
     group: int, block_tokens: int, window: int | None, dtype: torch.dtype
 ) -> None:
     if dtype == torch.bfloat16:
-        block_tokens, head_dim = -(-block_tokens // 16) * 16, 64
+        block_tokens, head_dim = {1: 16, 12: 48, 32: 32}[block_tokens], 64
     else:
         head_dim = 8
     length, rows = 200, torch.randn(200, group + 2, 3, head_dim, generator=torch.Generator().manual_seed(5))

@@ -15,7 +15,7 @@ from common.model_spec import ModelSpec
 from common.records import Entry
 from common.spec_reader import read_spec
 from common.topology import partition
-from worker.attention.native import open_kernel
+from worker.attention.native import attends_in_tiles, open_kernel
 from worker.inputs import build_inputs
 from worker.kv_cache import KvCache
 from worker.models.llama import LlamaStage
@@ -32,6 +32,7 @@ CASES: dict[str, PreTrainedConfig] = {
     "windows": MistralConfig(**LLAMA, sliding_window=6),
     "a window in some layers": Qwen2Config(**LLAMA, use_sliding_window=True, sliding_window=6, max_window_layers=2),
     "norms of heads": Qwen3Config(**LLAMA, head_dim=16),
+    "heads for tiles": LlamaConfig(**LLAMA, head_dim=32),
 }
 LENGTHS = [(0, 40), (37, 1), (5, 3), (90, 1)]  # tokens in the cache, tokens computed
 
@@ -88,6 +89,14 @@ def test_they_compute_what_single_calls_do(name: str, stored: Stored, kv_dtype: 
         torch.testing.assert_close(together, one_by_one, rtol=1e-4, atol=1e-4 if exact else 5e-2)
     else:
         assert torch.equal(together, one_by_one)
+
+
+@pytest.mark.skipif(not attends_in_tiles(32, 16), reason="no AMX")
+@pytest.mark.parametrize("stored", ["bf16", "int8"])
+def test_they_attend_in_tiles_as_single_calls_do(stored: Stored, folder: Path) -> None:
+    spec, stage = stage_of("heads for tiles", folder, stored)
+    one_by_one = hidden_of(spec, replace(stage, native=None), LENGTHS, torch.bfloat16)
+    assert torch.equal(hidden_of(spec, stage, LENGTHS, torch.bfloat16), one_by_one)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -91,13 +91,19 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
 def _kv_dtype(config: Config, spec: ModelSpec, dtype: torch.dtype) -> torch.dtype:
     """Who takes rounded matrices takes rounded keys and values, the kind that suits the CPU, unless told otherwise.
 
-    Where torch attends, it sums in an order that depends on the batch, and rounding would make more of that.
+    Where torch attends, it sums in an order that depends on the batch, and rounding would make more of that. Raises
+    ConfigError for what this CPU lacks.
     """
-    if config.kv_cache_dtype != "auto":
-        return dtype if config.kv_cache_dtype == "exact" else _DTYPES[config.kv_cache_dtype]
-    if config.weights == "exact" or not attends_natively(spec.head_dim):
-        return dtype
-    return torch.bfloat16 if attends_in_tiles(spec.head_dim, config.block_tokens) else torch.float16
+    if config.kv_cache_dtype == "auto":
+        if config.weights == "exact" or not attends_natively(spec.head_dim):
+            return dtype
+        return torch.bfloat16 if attends_in_tiles(spec.head_dim, config.block_tokens) else torch.float16
+    if config.kv_cache_dtype == "bf16" and not attends_in_tiles(spec.head_dim, config.block_tokens):
+        raise ConfigError(
+            "--kv-cache-dtype bf16 is for CPUs with AMX, models whose heads are a multiple of 32, and --block-tokens "
+            "that are a multiple of 16; fp16 serves everywhere"
+        )
+    return dtype if config.kv_cache_dtype == "exact" else _DTYPES[config.kv_cache_dtype]
 
 
 def _device(config: Config, share: HostShare) -> torch.device:

@@ -20,7 +20,8 @@ class KvCache:
     """Two pools of blocks: [blocks, layers, 2 (keys, values), kv_heads, block_tokens, head_dim].
 
     Block-major, so that a copy between device and host moves one contiguous region per block. Heads before slots, so
-    that gathered blocks of one job are, per head, one contiguous [slots, head_dim] matrix: what a matmul wants.
+    that gathered blocks of one job are, per head, one contiguous [slots, head_dim] matrix: what a matmul wants. (In
+    bf16 on a CPU the native kernel orders a head's numbers in a block as it needs them: native/attention_tiles.c.)
     Fresh memory is zero and `write` lets no NaN in, because attention multiplies what lies behind a job's last
     token by zero instead of skipping it.
     """

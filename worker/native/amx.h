@@ -21,7 +21,7 @@ enum { TALL = 16, TILE_BYTES = 64 };  // a tile's rows at most, and the bytes in
 #define TILE_6 6
 #define TILE_7 7
 
-static __thread int64_t configured_rows;
+static __thread int64_t configured;  // as configure_amx got it, or 0
 
 static bool has_amx;
 
@@ -36,7 +36,8 @@ INLINE __m512i bf16_of(Vec first, Vec second) { return (__m512i)_mm512_cvtne2ps_
 
 // rows: of the tiles of rows, and of sums. matrices: a bit for every tile of a matrix, which has as many as there are.
 static void configure_amx(int64_t rows, int matrices) {
-    if (rows == configured_rows) return;
+    const int64_t wanted = rows << 8 | matrices;
+    if (wanted == configured) return;
     struct {
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
@@ -48,14 +49,17 @@ static void configure_amx(int64_t rows, int matrices) {
     }
     __asm__ volatile("" ::"r"(&c) : "memory");  // gcc thinks that only its first bytes are read
     _tile_loadconfig(&c);
-    configured_rows = rows;
+    configured = wanted;
 }
 
 // So that there is less to save when the thread is switched.
 static void leave_amx(void) {
-    if (configured_rows) _tile_release();
-    configured_rows = 0;
+    if (configured) _tile_release();
+    configured = 0;
 }
+
+// Before tiles read what this function has written: gcc does not know that they read memory.
+INLINE void finish_stores(void) { __asm__ volatile("" ::: "memory"); }
 
 #else
 

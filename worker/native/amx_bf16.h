@@ -1,6 +1,6 @@
 // Sums of products of rows with a panel of bf16, by AMX, which adds them up in fp32 within its tiles. It multiplies bf16
-// with bf16: that is what rows are rounded to. A row's sums do not depend on the rows beside it, but they are not those of
-// tiles.h to the bit: a matrix is multiplied in this way for any number of rows, or for none.
+// with bf16: that is what rows are rounded to. A row's sums do not depend on the rows beside it, but they are not those
+// of tiles.h to the bit: a matrix is multiplied in this way for any number of rows, or for none.
 #ifndef SKIPJOIN_AMX_BF16_H
 #define SKIPJOIN_AMX_BF16_H
 
@@ -44,7 +44,8 @@ typedef struct {  // steps of a panel
     _tile_dpbf16ps(sums_left, rows, LEFT);       \
     _tile_dpbf16ps(sums_right, rows, RIGHT);
 
-// Add the products of a block to the sums of one or two tiles of rows. asks: for the memory of what comes later.
+// Add the products of a block to the sums of one or two tiles of rows; the first block begins them. asks: for the memory
+// of what comes later.
 INLINE void add_block(bool asks, int tiles, Block b, const uint16_t *x, Vec *sums) {
     const int64_t numbers = STEP * PANEL, tile = TALL * STEP;
     if (b.first == 0) {

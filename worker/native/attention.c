@@ -1,6 +1,8 @@
-// Attention of decoding jobs and prompts alike, straight from the blocks of the paged pool: nothing is gathered or
-// padded. For fp32 on a CPU; worker/attention/paged.py has the same in torch. Called by worker/attention/native.py,
+// Attention of decoding jobs and prompts alike, straight from the blocks of the paged pool: contexts are not gathered
+// or padded. For fp32 on a CPU; worker/attention/paged.py has the same in torch. Called by worker/attention/native.py,
 // which holds the same two structs.
+#include <omp.h>
+
 #include "attention_runs.h"
 
 extern const RunKernel narrow_runs[], tile_runs;
@@ -11,14 +13,19 @@ static const RunKernel *kernel_of(const Batch *batch) {
     return (batch->head_dim % WIDTH ? narrow_runs : own_runs) + batch->type;
 }
 
+static Share share_at(const Batch *batch, int64_t index) {
+    const int64_t run = index / batch->kv_heads;
+    return (Share){run < batch->num_runs ? batch->runs + run : NULL, index % batch->kv_heads};
+}
+
 void attend_rows(const Batch *batch, char *pool, Rows q, Rows k, Rows v, float scale, float *out) {
-    const int64_t heads = batch->kv_heads;
+    const int64_t shares = batch->num_runs * batch->kv_heads, threads = omp_get_num_threads();
     const RunKernel *kernel = kernel_of(batch);
 #pragma omp for
     for (int64_t i = 0; i < batch->num_runs; i++) kernel->write(batch, batch->runs + i, pool, k, v);
 #pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < batch->num_runs * heads; item++)
-        kernel->attend(batch, batch->runs + item / heads, item % heads, pool, q, scale, out);
+    for (int64_t i = 0; i < shares; i++)
+        kernel->attend(batch, share_at(batch, i), share_at(batch, i + threads), pool, q, scale, out);
     kernel->leave();
 }
 

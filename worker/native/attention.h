@@ -1,8 +1,7 @@
-// What attention.c offers to other kernels.
+// What attention.c offers to other kernels, and what it is made of.
 #ifndef SKIPJOIN_ATTENTION_H
 #define SKIPJOIN_ATTENTION_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 enum KvType { KV_FP32, KV_FP16, KV_TILES };  // of the pool; the last one as attention_tiles.c says
@@ -13,7 +12,8 @@ typedef struct {                // tokens of a job that follow one another
 } Run;
 
 typedef struct {
-    int64_t num_runs, kv_heads, group, head_dim, block_tokens, window, threads;  // head_dim: a multiple of 8
+    // head_dim: a multiple of 8; for tiles see attends_tiles.
+    int64_t num_runs, kv_heads, group, head_dim, block_tokens, window, threads;
     int64_t block_stride;  // bytes
     int64_t type;          // enum KvType
     const Run *runs;
@@ -24,9 +24,15 @@ typedef struct {  // [rows, heads, head_dim], whose rows lie `stride` numbers ap
     int64_t stride;
 } Rows;
 
-typedef struct {  // how a run's keys and values are stored, and how one KV head of it attends; what a thread does after
+typedef struct {  // one KV head of a run: what a thread takes at once
+    const Run *run;  // or none
+    int64_t head;
+} Share;
+
+typedef struct {  // how a run's keys and values are stored, and how a share attends; what a thread does after
     void (*write)(const Batch *, const Run *, char *pool, Rows k, Rows v);
-    void (*attend)(const Batch *, const Run *, int64_t head, char *pool, Rows q, float scale, float *out);
+    // next: the share that is likely to follow, for which memory is asked meanwhile.
+    void (*attend)(const Batch *, Share, Share next, char *pool, Rows q, float scale, float *out);
     void (*leave)(void);
 } RunKernel;
 

@@ -213,9 +213,17 @@ static void find_span(const Batch *batch, const Run *run, int64_t head, char *po
     }
 }
 
-// One KV head of one run. pool: the layer, in block 0.
-INLINE void attend_run(int fp16, const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale,
-                       float *out) {
+// The first slot of the first span.
+INLINE int64_t first_slot(const Batch *batch, const Run *run) {
+    const int64_t low = greater(run->start + 1 - batch->window, 0);
+    return low - low % SPAN;
+}
+
+// pool: the layer, in block 0.
+INLINE void attend_share(int fp16, const Batch *batch, Share share, Share after, char *pool, Rows q, float scale,
+                         float *out) {
+    const Run *run = share.run;
+    const int64_t head = share.head;
     const int64_t dim = batch->head_dim, group = batch->group, rows = run->count * group;
     float scaled[rows * dim], sums[rows * dim], highest[rows];
     Vec weights[rows];
@@ -230,16 +238,17 @@ INLINE void attend_run(int fp16, const Batch *batch, const Run *run, int64_t hea
     }
     memset(sums, 0, sizeof(sums));
     Span spans[2], *span = spans, *next = spans + 1;
-    const int64_t low = greater(run->start + 1 - batch->window, 0);
-    find_span(batch, run, head, pool, low - low % SPAN, span);
+    find_span(batch, run, head, pool, first_slot(batch, run), span);
     while (span->pieces) {
-        const int64_t after = span->first + span->slots;
-        find_span(batch, run, head, pool, after, next);
-        const char *ahead = next->pieces ? next->of[0].keys : span->of[0].keys;
+        const int64_t end = span->first + span->slots;
+        find_span(batch, run, head, pool, end, next);
+        const char *ahead = next->pieces ? next->of[0].keys
+                            : after.run ? slot_at(batch, after.run, after.head, pool, first_slot(batch, after.run))
+                                        : span->of[0].keys;
         int asking = 1;
         for (int64_t r = 0; r < rows; r += QUERIES) {
             const int64_t queries = smaller(QUERIES, rows - r);
-            if (highs[r + queries - 1] <= span->first || lows[r] >= after) continue;
+            if (highs[r + queries - 1] <= span->first || lows[r] >= end) continue;
 #define ATTEND(queries, asking)                                                                                       \
     attend_span(fp16, queries, asking, span, ahead, scaled + r * dim, dim, lows + r, highs + r, highest + r, weights + r, \
                 sums + r * dim)
@@ -272,14 +281,12 @@ INLINE void attend_run(int fp16, const Batch *batch, const Run *run, int64_t hea
     }
 }
 
-static void attend_run_fp32(const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale,
-                            float *out) {
-    attend_run(0, batch, run, head, pool, q, scale, out);
+static void attend_fp32(const Batch *batch, Share share, Share after, char *pool, Rows q, float scale, float *out) {
+    attend_share(0, batch, share, after, pool, q, scale, out);
 }
 
-static void attend_run_fp16(const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale,
-                            float *out) {
-    attend_run(1, batch, run, head, pool, q, scale, out);
+static void attend_fp16(const Batch *batch, Share share, Share after, char *pool, Rows q, float scale, float *out) {
+    attend_share(1, batch, share, after, pool, q, scale, out);
 }
 
 static void write_run(const Batch *batch, const Run *run, char *pool, Rows k, Rows v) {
@@ -298,6 +305,6 @@ static void write_run(const Batch *batch, const Run *run, char *pool, Rows k, Ro
 
 static void leave_run(void) {}
 
-#define RUN_KERNELS {{write_run, attend_run_fp32, leave_run}, {write_run, attend_run_fp16, leave_run}}  // by KvType
+#define RUN_KERNELS {{write_run, attend_fp32, leave_run}, {write_run, attend_fp16, leave_run}}  // by KvType
 
 #endif

@@ -1,9 +1,12 @@
 // The attention of attention_runs.h by AMX, over a pool of bf16. Queries, and what a slot is worth to them, are rounded
 // to bf16 as well; sums are fp32.
 //
-// Tiles come straight from the pool: keys lie in it by pairs of dimensions, [head_dim / 2][block_tokens][2], values by
-// pairs of slots, [block_tokens / 2][head_dim][2]. A row's sums are made in steps whose bounds depend on the slots' numbers
-// alone, so that it has the same bits in any batch here, too.
+// Keys lie in the pool by pairs of dimensions, [head_dim / 2][block_tokens][2], values by pairs of slots,
+// [block_tokens / 2][head_dim][2]: tiles want a matrix so. Keys go into them straight from the pool; values of a span
+// are copied first, since a tile takes those of 32 slots. A row's sums are made in steps whose bounds depend on the slots'
+// numbers alone, so that it has the same bits in any batch here, too.
+#include <stdbool.h>
+
 #include "amx.h"
 #include "attention.h"
 
@@ -21,12 +24,12 @@ typedef struct {  // some slots, the first of which is a multiple of SPAN
 typedef struct {  // what a tile of rows, queries of one head, needs and has so far
     uint16_t *queries;          // [rows][head_dim]
     float *sums, *highest;      // [rows][head_dim] of values; [rows] the highest scores
-    Vec *weights;               // [rows] sums of weights by place
+    Vec *totals;                // [rows] sums of weights, by place
     const int64_t *low, *high;  // [rows] the slots that each one sees: low <= slot < high
     int64_t rows;
 } Tile;
 
-// 2^x for x <= 0, within 3e-6: exactly 1 at 0, and 0 where it is too small for a normal number.
+// 2^x for x <= 0, within 3e-6, and exactly 1 at 0.
 INLINE Vec power_of_two(Vec x) {
     const Vec n = _mm512_roundscale_ps(x, 0), r = x - n;
     Vec y = fused(r, spread(0.00958285201f), spread(0.0559064262f));
@@ -69,9 +72,10 @@ INLINE void ask_for_lines(const uint16_t *first, int64_t count, int64_t stride) 
 #define SUMS_2 TILE_6
 #define SUMS_3 TILE_7
 
-// scores[row][slot] = query . key. next: the span to ask memory for meanwhile, or none.
-static void score(const Batch *batch, const Tile *tile, const Span *span, const Span *next, float (*scores)[SPAN]) {
+// scores[row][slot] = query . key. ahead: the span to ask memory for meanwhile, or none.
+static void score(const Batch *batch, const Tile *tile, const Span *span, const Span *ahead, float (*scores)[SPAN]) {
     const int64_t dim = batch->head_dim, pairs = batch->block_tokens * 2, stride = pairs * sizeof(uint16_t);
+    finish_stores();
     _tile_zero(SUMS_0);
     _tile_zero(SUMS_1);
     _tile_zero(SUMS_2);
@@ -81,7 +85,7 @@ static void score(const Batch *batch, const Tile *tile, const Span *span, const 
         _tile_loadd(ROWS_TILE, tile->queries + d, dim * sizeof(uint16_t));
 #define SCORE(i, columns, sums)                                                              \
     if (span->tiles > i) {                                                                   \
-        if (next && next->tiles > i) ask_for_lines(next->keys[i] + at, STEP / 2, pairs);     \
+        if (ahead && ahead->tiles > i) ask_for_lines(ahead->keys[i] + at, STEP / 2, pairs);     \
         _tile_loadd(columns, span->keys[i] + at, stride);                                    \
         _tile_dpbf16ps(sums, ROWS_TILE, columns);                                            \
     }
@@ -103,10 +107,10 @@ INLINE Vec seen(Vec x, int64_t first, int64_t low, int64_t high) {
     return _mm512_mask_mov_ps(spread(-INFINITY), before & after, x);
 }
 
-// A query's scores become what the slots are worth relative to the highest score so far, and nothing where it does not
-// see them; what it got so far is made relative to it, too. low, high: from the span's first slot on.
-static void soften(const float *scores, int64_t low, int64_t high, float *highest, Vec *sum, float *sums, int64_t dim,
-                   uint16_t *worth) {
+// A query's scores become weights relative to the highest score so far, and nothing where it does not see the slot;
+// what it got so far is made relative to it, too. low, high: from the span's first slot on.
+static void soften(const float *scores, int64_t low, int64_t high, float *highest, Vec *total, float *sums, int64_t dim,
+                   uint16_t *weights) {
     Vec parts[TILES], top = spread(-INFINITY);
     UNROLLED for (int i = 0; i < TILES; i++) {
         parts[i] = from_floats(scores + i * SLOTS);
@@ -121,23 +125,24 @@ static void soften(const float *scores, int64_t low, int64_t high, float *highes
                                        power_of_two(parts[i] - top));
         all += parts[i];
     }
-    UNROLLED for (int i = 0; i < TILES; i += 2) _mm512_storeu_si512(worth + i * SLOTS, bf16_of(parts[i], parts[i + 1]));
+    UNROLLED for (int i = 0; i < TILES; i += 2)
+        _mm512_storeu_si512(weights + i * SLOTS, bf16_of(parts[i], parts[i + 1]));
     if (now != before) {
         const Vec factor = before == -INFINITY ? (Vec){0} : power_of_two(spread(before) - top);
         *highest = now;
-        *sum = *sum * factor;
+        *total *= factor;
         for (int64_t d = 0; d < dim; d += WIDTH) *(Vec *)(sums + d) *= factor;
     }
-    *sum += all;
+    *total += all;
 }
 
 // Values of a span side by side, [SPAN / 2][head_dim][2], zeros behind its end: what lies there may be no number.
-static void gather_values(const Span *span, const Span *next, int64_t dim, uint16_t *to) {
+static void gather_values(const Span *span, const Span *ahead, int64_t dim, uint16_t *to) {
     const int64_t pairs = span->slots / 2, line = 2 * dim;
     for (int64_t p = 0; p < SPAN / 2; p++, to += line) {
         const int64_t tile = p / (SLOTS / 2), within = p % (SLOTS / 2) * line;
-        if (next->tiles > tile)
-            for (int64_t d = 0; d < line; d += LINE / 2) __builtin_prefetch(next->values[tile] + within + d);
+        if (ahead->tiles > tile)
+            for (int64_t d = 0; d < line; d += LINE / 2) __builtin_prefetch(ahead->values[tile] + within + d);
         const __mmask32 some = p < pairs ? ~0u : p == pairs && span->slots % 2 ? 0x55555555u : 0;
         for (int64_t d = 0; d < line; d += 2 * WIDTH)
             _mm512_storeu_si512(to + d, some ? _mm512_maskz_loadu_epi16(some, span->values[tile] + within + d)
@@ -145,42 +150,51 @@ static void gather_values(const Span *span, const Span *next, int64_t dim, uint1
     }
 }
 
-// sums[row] += what the slots are worth to it . values. values: as gather_values makes them.
-static void weigh(const Tile *tile, const Span *span, uint16_t (*worth)[SPAN], const uint16_t *values, int64_t dim) {
+// sums[row] += weights[row] . values. values: as gather_values makes them.
+static void weigh(const Tile *tile, const Span *span, uint16_t (*weights)[SPAN], const uint16_t *values, int64_t dim) {
     const int64_t steps = ratio_up(span->slots, STEP), stride = dim * sizeof(float), numbers = STEP * dim;
-    for (int64_t d = 0; d < dim; d += 2 * SLOTS) {
+    finish_stores();
+    for (int64_t d = 0; d < dim; d += 2 * WIDTH) {
         _tile_loadd(SUMS_0, tile->sums + d, stride);
-        _tile_loadd(SUMS_1, tile->sums + d + SLOTS, stride);
+        _tile_loadd(SUMS_1, tile->sums + d + WIDTH, stride);
         for (int64_t s = 0; s < steps; s++) {
-            _tile_loadd(ROWS_TILE, worth[0] + s * STEP, SPAN * sizeof(uint16_t));
+            _tile_loadd(ROWS_TILE, weights[0] + s * STEP, SPAN * sizeof(uint16_t));
             _tile_loadd(COLUMNS_0, values + s * numbers + 2 * d, stride);
             _tile_dpbf16ps(SUMS_0, ROWS_TILE, COLUMNS_0);
-            _tile_loadd(COLUMNS_1, values + s * numbers + 2 * (d + SLOTS), stride);
+            _tile_loadd(COLUMNS_1, values + s * numbers + 2 * (d + WIDTH), stride);
             _tile_dpbf16ps(SUMS_1, ROWS_TILE, COLUMNS_1);
         }
         _tile_stored(SUMS_0, tile->sums + d, stride);
-        _tile_stored(SUMS_1, tile->sums + d + SLOTS, stride);
+        _tile_stored(SUMS_1, tile->sums + d + WIDTH, stride);
     }
 }
 
-static void attend_span(const Batch *batch, const Tile *tile, const Span *span, const Span *next, bool first,
+static void attend_span(const Batch *batch, const Tile *tile, const Span *span, const Span *ahead,
                         const uint16_t *values) {
     float scores[TALL][SPAN] __attribute__((aligned(64)));
-    uint16_t worth[TALL][SPAN] __attribute__((aligned(64)));
+    uint16_t weights[TALL][SPAN] __attribute__((aligned(64)));
     const int64_t dim = batch->head_dim;
     configure_amx(tile->rows, 1 << COLUMNS_0 | 1 << COLUMNS_1 | 1 << COLUMNS_2);
-    score(batch, tile, span, first ? next : NULL, scores);
+    score(batch, tile, span, ahead, scores);
     for (int64_t r = 0; r < tile->rows; r++)
         soften(scores[r], tile->low[r] - span->first, tile->high[r] - span->first, tile->highest + r,
-               tile->weights + r, tile->sums + r * dim, dim, worth[r]);
-    weigh(tile, span, worth, values, dim);
+               tile->totals + r, tile->sums + r * dim, dim, weights[r]);
+    weigh(tile, span, weights, values, dim);
 }
 
-static void attend_run(const Batch *batch, const Run *run, int64_t head, char *pool, Rows q, float scale, float *out) {
+// The first slot of the first span.
+static int64_t first_slot(const Batch *batch, const Run *run) {
+    const int64_t low = greater(run->start + 1 - batch->window, 0);
+    return low - low % SPAN;
+}
+
+static void attend(const Batch *batch, Share share, Share after, char *pool, Rows q, float scale, float *out) {
+    const Run *run = share.run;
+    const int64_t head = share.head;
     const int64_t dim = batch->head_dim, group = batch->group, rows = run->count * group;
     uint16_t queries[rows * dim] __attribute__((aligned(64))), values[SPAN * dim] __attribute__((aligned(64)));
     float sums[rows * dim] __attribute__((aligned(64))), highest[rows];
-    Vec weights[rows];
+    Vec totals[rows];
     int64_t lows[rows], highs[rows];
     const Vec factor = spread(scale * 1.44269504f);  // log2(e): for powers of two
     for (int64_t r = 0; r < rows; r++) {
@@ -189,26 +203,27 @@ static void attend_run(const Batch *batch, const Run *run, int64_t head, char *p
             _mm512_storeu_si512(queries + r * dim + d,
                                 bf16_of(from_floats(query + d) * factor, from_floats(query + d + WIDTH) * factor));
         highest[r] = -INFINITY;
-        weights[r] = (Vec){0};
+        totals[r] = (Vec){0};
         highs[r] = run->start + r / group + 1;
         lows[r] = greater(highs[r] - batch->window, 0);
     }
     memset(sums, 0, sizeof(sums));
-    Span spans[2], *span = spans, *next = spans + 1;
-    const int64_t low = greater(run->start + 1 - batch->window, 0);
-    find_span(batch, run, head, pool, low - low % SPAN, span);
-    for (; span->tiles; *span = *next) {
-        find_span(batch, run, head, pool, span->first + SPAN, next);
-        gather_values(span, next, dim, values);
+    Span span, next, ahead;
+    find_span(batch, run, head, pool, first_slot(batch, run), &span);
+    for (; span.tiles; span = next) {
+        find_span(batch, run, head, pool, span.first + SPAN, &next);
+        if (next.tiles || !after.run) ahead = next;
+        else find_span(batch, after.run, after.head, pool, first_slot(batch, after.run), &ahead);
+        gather_values(&span, &ahead, dim, values);
         for (int64_t r = 0; r < rows; r += TALL) {
-            const Tile tile = {queries + r * dim, sums + r * dim, highest + r, weights + r, lows + r, highs + r,
+            const Tile tile = {queries + r * dim, sums + r * dim, highest + r, totals + r, lows + r, highs + r,
                                smaller(TALL, rows - r)};
-            attend_span(batch, &tile, span, next, r == 0, values);
+            attend_span(batch, &tile, &span, r == 0 ? &ahead : NULL, values);
         }
     }
     for (int64_t r = 0; r < rows; r++) {
         float *to = out + ((run->row + r / group) * batch->kv_heads * group + head * group + r % group) * dim;
-        const Vec weight = spread(1.0f / total(weights[r]));
+        const Vec weight = spread(1.0f / total(totals[r]));
         for (int64_t d = 0; d < dim; d += WIDTH) *(Vec *)(to + d) = from_floats(sums + r * dim + d) * weight;
     }
 }
@@ -246,7 +261,7 @@ static void write_run(const Batch *batch, const Run *run, char *pool, Rows k, Ro
         }
 }
 
-const RunKernel tile_runs = {write_run, attend_run, leave_amx};
+const RunKernel tile_runs = {write_run, attend, leave_amx};
 
 bool attends_tiles(int64_t head_dim, int64_t block_tokens) {
     return has_amx && head_dim % STEP == 0 && block_tokens % SLOTS == 0;

@@ -21,7 +21,7 @@
 
 static const float LARGEST = 32639.0f;  // of a rounded number: 127 * 256 + 127
 enum { CHUNK_NUMBERS = 1 << 16 };  // of the rows that meet a panel in turn: half of a core's second cache
-enum { AMX_CHUNK_NUMBERS = 1 << 18 };  // the CPUs that have AMX have 2 MiB of it
+enum { AMX_CHUNK_NUMBERS = 1 << 18 };  // of 16 bits; the CPUs that have AMX have 2 MiB of it
 
 int64_t linear_width(void) { return WIDTH; }
 int64_t linear_group(void) { return GROUP; }
@@ -65,11 +65,8 @@ INLINE bool by_amx(const Linear *l, int64_t rows) {
     return l->type == BF16_PAIRS || (l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx);
 }
 
-// Rows of a tile at most.
-INLINE int64_t most_rows(const Linear *l, int64_t rows) {
-    if (by_amx(l, rows)) return TALL;
-    return l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS;
-}
+// Rows of one of tiles.h's tiles at most.
+INLINE int64_t most_rows(const Linear *l) { return l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS; }
 
 // Some rows times a panel, or several that a tile takes at once. memory: a thread's own, as own_memory says.
 // next: the panel that is likely to follow, for which memory is asked meanwhile. Not by one or two rows, which leave
@@ -79,7 +76,7 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
                             const float *add, float *out, void *memory) {
     Vec sums[4 * TALL] __attribute__((aligned(64)));
     Panel panel = panel_at(l, index);
-    const int64_t most = l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS, tiles = ratio_up(rows, most), first = tiles > 1;
+    const int64_t most = most_rows(l), tiles = ratio_up(rows, most), first = tiles > 1;
     const int64_t parts = rows <= 2 ? 0 : l->type == FP32 && tiles > 2 ? 2 : 1;
     const char *ahead = panel_at(l, next).matrix;
     if (l->type == BF16_PAIRS) {
@@ -87,12 +84,14 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
         finish(l, rows, 2, index, memory, add, out);
         return 1;
     }
-    for (int64_t r = 0; x.by_amx && r < rows; r += 2 * TALL) {
-        const int64_t height = smaller(rows - r, 2 * TALL);
-        multiply_quads_by_amx(r == 0, height, l, panel, input_from(l, x, r), sums, ahead);
-        finish(l, height, 2, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
+    if (x.in_tiles) {
+        for (int64_t r = 0; r < rows; r += 2 * TALL) {
+            const int64_t height = smaller(rows - r, 2 * TALL);
+            multiply_quads_by_amx(r == 0, height, l, panel, input_from(l, x, r), sums, ahead);
+            finish(l, height, 2, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
+        }
+        return 1;
     }
-    if (x.by_amx) return 1;
     if (memory) {
         unpack(l, panel, memory);
         panel.matrix = memory;
@@ -138,8 +137,8 @@ typedef struct {  // where a row's integers go
     int64_t to_low, to_next;  // bytes from high halves to low ones, and from a group to the next
 } Place;
 
-static Place place_of(const Linear *l, bool by_amx, int64_t row, int16_t *rounded) {
-    const int64_t groups = groups_of(l), bytes = by_amx ? TALL * GROUP : GROUP, place = by_amx ? row % TALL : 0;
+static Place place_of(const Linear *l, bool in_tiles, int64_t row, int16_t *rounded) {
+    const int64_t groups = groups_of(l), bytes = in_tiles ? TALL * GROUP : GROUP, place = in_tiles ? row % TALL : 0;
     return (Place){rounded + (row - place) * groups * GROUP + place * GROUP / 2, bytes, 2 * bytes};
 }
 
@@ -199,7 +198,7 @@ int64_t linear_memory(const Linear *l, int64_t rows) {
 // The rows as the matrix wants to meet them.
 static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to) {
     const int64_t ins = l->ins, groups = groups_of(l);
-    const bool tiles = by_amx(l, rows);
+    const bool in_tiles = by_amx(l, rows);
     if (!l->norm && (l->type == FP32 || l->type == BF16)) return (Input){.exact = x};
 #pragma omp for
     for (int64_t r = 0; r < rows; r++) {
@@ -209,11 +208,11 @@ static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to)
             row = to.normalized + r * ins;
         }
         if (rounds_rows(l))
-            round_row(l, row, place_of(l, tiles, r, to.rounded), to.scales + r * groups, to.offsets + r * groups);
+            round_row(l, row, place_of(l, in_tiles, r, to.rounded), to.scales + r * groups, to.offsets + r * groups);
         if (l->type == BF16_PAIRS)
             round_to_bf16(l, row, to.bf16 + (r / TALL * TALL * steps_of(l) + r % TALL) * STEP);
     }
-    return (Input){l->norm ? to.normalized : x, to.bf16, to.rounded, to.scales, to.offsets, tiles};
+    return (Input){l->norm ? to.normalized : x, to.bf16, to.rounded, to.scales, to.offsets, in_tiles};
 }
 
 bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; }
@@ -226,7 +225,8 @@ static void *own_memory(const Linear *l, int64_t rows) {
 
 void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory) {
     const int64_t ins = l->ins, outs = l->outs, panels = ratio_up(outs, l->gated ? WIDTH : PANEL);
-    const int64_t most = most_rows(l, rows), numbers = l->type == BF16_PAIRS ? AMX_CHUNK_NUMBERS : CHUNK_NUMBERS;
+    const bool in_tiles = by_amx(l, rows);
+    const int64_t most = in_tiles ? 2 * TALL : most_rows(l), numbers = in_tiles ? AMX_CHUNK_NUMBERS : CHUNK_NUMBERS;
     const int64_t chunk = rows <= most ? rows : smaller(rows, ratio_up(numbers, ins * most) * most);
     const int64_t chunks = ratio_up(rows, chunk), few = l->type == BF16_PAIRS ? 1 : 4;  // panels that a tile takes
     const int64_t together = rows == 1 ? few : rows == 2 ? ratio_up(few, 2) : 1;

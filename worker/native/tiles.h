@@ -17,12 +17,12 @@ typedef struct {  // a panel's numbers
 
 typedef struct {  // rows that follow one another
     const float *exact;      // [rows][ins]
-    const uint16_t *bf16;    // to meet pairs of bf16: [rows / TALL][steps][TALL][STEP]
+    const uint16_t *bf16;    // to meet pairs of bf16, by AMX: a tile after the other, [steps][TALL][STEP]
     const int16_t *rounded;  // to meet int8: [rows][groups][GROUP], zeros at the end; quads: [rows][groups] of Halves,
-                             // or, by AMX, [rows / TALL][groups] of TileHalves
+                             // or, by AMX, a tile after the other, [groups] of TileHalves
     const float *scales;     // of these: [rows][groups]
     const int32_t *offsets;  // to meet quads: [rows][groups] what a column's sum has too much
-    bool by_amx;             // whether they lie as tiles of AMX want them
+    bool in_tiles;           // whether they lie as those of AMX want them
 } Input;
 
 typedef struct {  // numbers of 16 bits, 256 * high + low
@@ -34,11 +34,12 @@ INLINE bool rounds_rows(const Linear *l) { return l->type == INT8 || l->type == 
 INLINE int64_t groups_of(const Linear *l) { return ratio_up(l->ins, GROUP); }
 INLINE int64_t steps_of(const Linear *l) { return groups_of(l) * (GROUP / STEP); }
 
+// From a row on: the first of a tile, where rows lie in tiles.
 INLINE Input input_from(const Linear *l, Input x, int64_t row) {
     const int64_t groups = row * groups_of(l);
-    if (l->type == BF16_PAIRS) return (Input){.bf16 = x.bf16 + row * steps_of(l) * STEP, .by_amx = true};
+    if (l->type == BF16_PAIRS) return (Input){.bf16 = x.bf16 + row * steps_of(l) * STEP, .in_tiles = true};
     if (!rounds_rows(l)) return (Input){.exact = x.exact + row * l->ins};
-    return (Input){NULL, NULL, x.rounded + groups * GROUP, x.scales + groups, x.offsets + groups, x.by_amx};
+    return (Input){NULL, NULL, x.rounded + groups * GROUP, x.scales + groups, x.offsets + groups, x.in_tiles};
 }
 
 // How often a tile's loop turns for one panel, and what it reads of it in a turn.
