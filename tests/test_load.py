@@ -9,6 +9,7 @@ from fakes_gateway import FakeEngine, serving
 from launch.bench.client import Client
 from launch.bench.load import Load, LoadResult
 from launch.cli import main
+from launch.lab.samples import Sample
 from launch.lab.workload import Request
 
 REQUESTS = [Request(0.01 * index, 5, 3 + index) for index in range(6)]
@@ -80,3 +81,36 @@ def test_the_command_takes_a_url_and_ends_with_json(capsys: pytest.CaptureFixtur
 def test_a_url_that_does_not_answer_is_a_mistake_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "http://127.0.0.1:9/v1"]) == 2
     assert "does not answer" in capsys.readouterr().err
+
+
+class UnevenClient:
+    """Answers long requests when a second has passed since the last short one ended, by a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._short_ones = 2
+        self._all_ended = asyncio.Event()
+
+    def prompt(self, random: object, tokens: int) -> str:
+        return ""
+
+    async def complete(self, prompt: str, tokens: int) -> Sample:
+        if tokens > 1:
+            await self._all_ended.wait()
+        self.now += 1.0
+        self._short_ones -= 1
+        if not self._short_ones:
+            asyncio.get_running_loop().call_soon(self._all_ended.set)
+        return Sample(1, tokens, 1.0, 1.0)
+
+
+def test_a_closed_loop_tells_what_was_served_while_all_clients_were_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def measured() -> LoadResult:
+        client = UnevenClient()
+        monkeypatch.setattr("launch.bench.load.time.perf_counter", lambda: client.now)
+        return await Load(client, [Request(0.0, 1, tokens) for tokens in (100, 1, 1)]).closed_loop(2)  # type: ignore[arg-type]
+
+    result = asyncio.run(measured())
+    assert result.busy_requests_per_s == 2 / 2.0
+    assert len(result.samples) == 3
+    assert result.duration_s == 3.0

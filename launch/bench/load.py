@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -35,6 +35,7 @@ class LoadResult:
     duration_s: float
     samples: list[Sample]  # in order of the requests
     errors: list[str]
+    busy_requests_per_s: float = 0.0  # that ended while every client of a closed loop had one
 
     @property
     def tokens_per_s(self) -> float:
@@ -156,13 +157,15 @@ class Load:
         """Let `concurrency` clients work the requests off, each one at a time."""
         self._start_s = time.perf_counter()
         queue = iter(range(len(self._requests)))
+        rates: list[float] = []  # of all that had ended when a client found no more to do
 
         async def work_off() -> None:
             for index in queue:
                 await self._send(index)
+            rates.append(len(self._samples) / (time.perf_counter() - self._start_s))
 
         await asyncio.gather(*(work_off() for _ in range(concurrency)))
-        return self._result()
+        return replace(self._result(), busy_requests_per_s=rates[0])
 
     async def _at_its_time(self, index: int) -> None:
         await asyncio.sleep(max(0.0, self._start_s + self._requests[index].arrival_s - time.perf_counter()))

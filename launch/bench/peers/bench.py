@@ -25,8 +25,7 @@ from launch.lab.workload import Request, make_requests
 
 _SINGLE = [Request(0.0, 40, 128)] * 3
 _WORKLOAD = "mix"
-_REQUESTS = {4: 12, 16: 32, 32: 40}  # of a closed loop, by clients
-_SHARES = (0.7, 1.3)  # of what a server gives the most clients: what open loops send
+_REQUESTS_EACH = 3  # of every client of a closed loop, on average
 _FEWEST = 8  # requests of an open loop
 _SHORT_TOKENS = 48  # the longest output of a short request in the mix
 _TOLD_ERRORS = 3  # of a run
@@ -40,14 +39,18 @@ class PeersBench:
 
     Installs the others first, each into an environment of its own; llama.cpp is compiled. In every round each server is
     started in turn. It answers one stream, then closed loops of 4, 16 and 32 clients, then an open loop at 70 % and one
-    at 130 % of what it served to 32 clients; Skipjoin is sent what each of the others was. Takes about half an hour for
-    each round. The last line of output is JSON.
+    at 130 % of the requests per second that it served while all 32 were busy; Skipjoin is sent what each of the others
+    was. Takes about half an hour for each round. The last line of output is JSON.
     """
 
     peers: tuple[str, ...] = ("vllm", "llama.cpp", "transformers")
     """Servers to compare with."""
     open_loop: tuple[str, ...] = ("vllm", "llama.cpp", "transformers")
     """Those among them to send open loops to."""
+    clients: tuple[int, ...] = (4, 16, 32)
+    """Clients of the closed loops."""
+    shares: tuple[float, ...] = (0.7, 1.3)
+    """What open loops send: these shares of what the server served to the most clients."""
     rounds: int = 3
     """Times that all are measured; the medians count."""
     seconds: float = 60.0
@@ -89,13 +92,13 @@ class PeersBench:
             await turn.closed(client, "one stream", _SINGLE, 1)
             if not turn.contestant.under_load:
                 return
-            for clients, count in _REQUESTS.items():
-                requests = make_requests(_WORKLOAD, count, seed=turn.round)
+            for clients in self.clients:
+                requests = make_requests(_WORKLOAD, _REQUESTS_EACH * clients, seed=turn.round)
                 await turn.closed(client, _clients(clients), requests, clients)
             for peer in self.open_loop:
                 if turn.contestant.name in (OURS, peer):
-                    for share in _SHARES:
-                        rate = share * turn.capacity(peer)
+                    for share in self.shares:
+                        rate = share * turn.capacity(peer, max(self.clients))
                         count = max(_FEWEST, round(rate * self.seconds))
                         requests = make_requests(_WORKLOAD, count, rate, seed=turn.round)
                         await turn.open(client, f"{100 * share:.0f} % of {peer}", requests)
@@ -118,12 +121,15 @@ class _Turn:
         self._bar.set_description(f"{self.contestant.label}, {load}")
         self._add(load, await Load(client, requests, self.round).open_loop())
 
-    def capacity(self, peer: str) -> float:
-        """Requests per second that `peer` served to the most clients in this round, in its fastest precision."""
+    def capacity(self, peer: str, clients: int) -> float:
+        """Requests per second that `peer` served to so many busy clients in this round, in its fastest precision.
+
+        Of the whole loop it would be a fifth less: towards its end most clients have nothing to ask.
+        """
         return max(
-            run.requests_per_s
+            run.busy_requests_per_s
             for run in self._runs
-            if (run.round, run.load) == (self.round, _clients(max(_REQUESTS))) and run.server.split()[0] == peer
+            if (run.round, run.load) == (self.round, _clients(clients)) and run.server.split()[0] == peer
         )
 
     def _add(self, load: str, result: LoadResult) -> None:
@@ -138,6 +144,7 @@ class _Turn:
                 len(result.errors),
                 result.tokens_per_s,
                 len(result.samples) / result.duration_s,
+                result.busy_requests_per_s,
                 summary(result.samples),
                 summary(short) if short else {},
                 result.errors[:_TOLD_ERRORS],
