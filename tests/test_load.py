@@ -84,7 +84,7 @@ def test_a_url_that_does_not_answer_is_a_mistake_of_usage(capsys: pytest.Capture
 
 
 class UnevenClient:
-    """Answers long requests when a second has passed since the last short one ended, by a clock of its own."""
+    """Takes a second for each answer, by a clock of its own, and gives those to long requests last."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -24,6 +24,14 @@ typedef struct {  // [rows, heads, head_dim], whose rows lie `stride` numbers ap
     int64_t stride;
 } Rows;
 
+enum { SPAN = 64 };  // slots whose scores become weights together
+
+// The first slot of a run's first span, which may lie before all that the run sees.
+static inline int64_t first_slot(const Batch *batch, const Run *run) {
+    const int64_t low = run->start + 1 > batch->window ? run->start + 1 - batch->window : 0;
+    return low - low % SPAN;
+}
+
 typedef struct {  // one KV head of a run: what a thread takes at once
     const Run *run;  // or none
     int64_t head;

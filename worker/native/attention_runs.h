@@ -11,7 +11,6 @@
 #include "fp16.h"
 
 enum { QUERIES = WIDTH == 16 ? 6 : 3, SLOTS = 4, COLUMNS = 4 };  // 6 * 4 sums fit 32 registers, 3 * 4 fit 16
-enum { SPAN = 64 };  // slots whose scores become weights together
 enum { LINE = 64 };  // bytes that memory sends at once
 
 typedef struct {  // slots of one head that lie beside each other in a block
@@ -211,12 +210,6 @@ static void find_span(const Batch *batch, const Run *run, int64_t head, char *po
         *piece = (Piece){smaller(batch->block_tokens - slot % batch->block_tokens, end - slot), keys,
                          keys + to_values(batch)};
     }
-}
-
-// The first slot of the first span.
-INLINE int64_t first_slot(const Batch *batch, const Run *run) {
-    const int64_t low = greater(run->start + 1 - batch->window, 0);
-    return low - low % SPAN;
 }
 
 // pool: the layer, in block 0.

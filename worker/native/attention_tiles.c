@@ -1,10 +1,10 @@
-// The attention of attention_runs.h by AMX, over a pool of bf16. Queries, and what a slot is worth to them, are rounded
-// to bf16 as well; sums are fp32.
+// The attention of attention_runs.h by AMX, over a pool of bf16. Queries, and the weights of slots, are rounded to bf16 as
+// well; sums are fp32.
 //
 // Keys lie in the pool by pairs of dimensions, [head_dim / 2][block_tokens][2], values by pairs of slots,
 // [block_tokens / 2][head_dim][2]: tiles want a matrix so. Keys go into them straight from the pool; values of a span
-// are copied first, since a tile takes those of 32 slots. A row's sums are made in steps whose bounds depend on the slots'
-// numbers alone, so that it has the same bits in any batch here, too.
+// are copied first, since a tile takes those of 32 slots. A row's sums are made in steps whose bounds depend on the
+// numbers of the slots alone, so that it has the same bits in any batch here, too.
 #include <stdbool.h>
 
 #include "amx.h"
@@ -12,8 +12,8 @@
 
 #ifdef AMX
 
-enum { SPAN = 64, SLOTS = TALL, TILES = SPAN / SLOTS };  // slots that are weighed together; in a tile
-enum { STEP = 32 };                                       // dimensions or slots that the unit multiplies at once
+enum { SLOTS = TALL, TILES = SPAN / SLOTS };  // slots in a tile, tiles in a span
+enum { STEP = 32 };                           // dimensions or slots that the unit multiplies at once
 enum { LINE = 64 };
 
 typedef struct {  // some slots, the first of which is a multiple of SPAN
@@ -83,11 +83,11 @@ static void score(const Batch *batch, const Tile *tile, const Span *span, const 
     for (int64_t d = 0; d < dim; d += STEP) {
         const int64_t at = d / 2 * pairs;
         _tile_loadd(ROWS_TILE, tile->queries + d, dim * sizeof(uint16_t));
-#define SCORE(i, columns, sums)                                                              \
-    if (span->tiles > i) {                                                                   \
-        if (ahead && ahead->tiles > i) ask_for_lines(ahead->keys[i] + at, STEP / 2, pairs);     \
-        _tile_loadd(columns, span->keys[i] + at, stride);                                    \
-        _tile_dpbf16ps(sums, ROWS_TILE, columns);                                            \
+#define SCORE(i, columns, sums)                                                             \
+    if (span->tiles > i) {                                                                  \
+        if (ahead && ahead->tiles > i) ask_for_lines(ahead->keys[i] + at, STEP / 2, pairs); \
+        _tile_loadd(columns, span->keys[i] + at, stride);                                   \
+        _tile_dpbf16ps(sums, ROWS_TILE, columns);                                           \
     }
         SCORE(0, COLUMNS_0, SUMS_0)
         SCORE(1, COLUMNS_1, SUMS_1)
@@ -180,12 +180,6 @@ static void attend_span(const Batch *batch, const Tile *tile, const Span *span, 
         soften(scores[r], tile->low[r] - span->first, tile->high[r] - span->first, tile->highest + r,
                tile->totals + r, tile->sums + r * dim, dim, weights[r]);
     weigh(tile, span, weights, values, dim);
-}
-
-// The first slot of the first span.
-static int64_t first_slot(const Batch *batch, const Run *run) {
-    const int64_t low = greater(run->start + 1 - batch->window, 0);
-    return low - low % SPAN;
 }
 
 static void attend(const Batch *batch, Share share, Share after, char *pool, Rows q, float scale, float *out) {
