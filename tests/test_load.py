@@ -84,7 +84,7 @@ def test_a_url_that_does_not_answer_is_a_mistake_of_usage(capsys: pytest.Capture
 
 
 class UnevenClient:
-    """Takes a second for each answer, by a clock of its own, and gives those to long requests last."""
+    """Takes a second for each short answer, by a clock of its own, and gives those to long requests last."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -94,8 +94,9 @@ class UnevenClient:
     def prompt(self, random: object, tokens: int) -> str:
         return ""
 
-    async def complete(self, prompt: str, tokens: int) -> Sample:
+    async def complete(self, prompt: str, tokens: int, progress: Callable[[int], None]) -> Sample:
         if tokens > 1:
+            progress(25)
             await self._all_ended.wait()
         self.now += 1.0
         self._short_ones -= 1
@@ -111,6 +112,6 @@ def test_a_closed_loop_tells_what_was_served_while_all_clients_were_busy(monkeyp
         return await Load(client, [Request(0.0, 1, tokens) for tokens in (100, 1, 1)]).closed_loop(2)  # type: ignore[arg-type]
 
     result = asyncio.run(measured())
-    assert result.busy_requests_per_s == 2 / 2.0
+    assert result.busy_requests_per_s == (2 + 25 / 100) / 2.0
     assert len(result.samples) == 3
     assert result.duration_s == 3.0

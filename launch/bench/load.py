@@ -35,7 +35,7 @@ class LoadResult:
     duration_s: float
     samples: list[Sample]  # in order of the requests
     errors: list[str]
-    busy_requests_per_s: float = 0.0  # that ended while every client of a closed loop had one
+    busy_requests_per_s: float = 0.0  # served while all clients of a closed loop had one, in whole and in part
 
     @property
     def tokens_per_s(self) -> float:
@@ -145,6 +145,7 @@ class Load:
         self._progress = progress
         self._start_s = 0.0
         self._samples: dict[int, Sample] = {}
+        self._shares: dict[int, float] = {}  # of every answer that began: how much of it has come
         self._errors: list[str] = []
 
     async def open_loop(self) -> LoadResult:
@@ -157,12 +158,13 @@ class Load:
         """Let `concurrency` clients work the requests off, each one at a time."""
         self._start_s = time.perf_counter()
         queue = iter(range(len(self._requests)))
-        rates: list[float] = []  # of all that had ended when a client found no more to do
+        rates: list[float] = []  # of what had been served when a client found no more to do
 
         async def work_off() -> None:
             for index in queue:
                 await self._send(index)
-            rates.append(len(self._samples) / (time.perf_counter() - self._start_s))
+            # Short answers end first. Who counted only these would find a server faster than it is.
+            rates.append(sum(self._shares.values()) / (time.perf_counter() - self._start_s))
 
         await asyncio.gather(*(work_off() for _ in range(concurrency)))
         return replace(self._result(), busy_requests_per_s=rates[0])
@@ -174,9 +176,15 @@ class Load:
     async def _send(self, index: int) -> None:
         request = self._requests[index]
         prompt = self._client.prompt(Random(f"{self._seed}/{index}"), request.prompt_tokens)
+
+        def came(tokens: int) -> None:
+            self._shares[index] = tokens / request.output_tokens
+
         try:
-            self._samples[index] = await self._client.complete(prompt, request.output_tokens)
+            self._samples[index] = await self._client.complete(prompt, request.output_tokens, came)
+            self._shares[index] = 1.0
         except RequestFailed as failure:
+            self._shares.pop(index, None)
             self._errors.append(str(failure))
         self._progress()
 
