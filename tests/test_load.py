@@ -112,6 +112,6 @@ def test_a_closed_loop_tells_what_was_served_while_all_clients_were_busy(monkeyp
         return await Load(client, [Request(0.0, 1, tokens) for tokens in (100, 1, 1)]).closed_loop(2)  # type: ignore[arg-type]
 
     result = asyncio.run(measured())
-    assert result.busy_requests_per_s == (2 + 25 / 100) / 2.0
+    assert result.busy_tokens_per_s == (1 + 1 + 25) / 2.0
     assert len(result.samples) == 3
     assert result.duration_s == 3.0

@@ -35,7 +35,7 @@ class LoadResult:
     duration_s: float
     samples: list[Sample]  # in order of the requests
     errors: list[str]
-    busy_requests_per_s: float = 0.0  # served while all clients of a closed loop had one, in whole and in part
+    busy_tokens_per_s: float = 0.0  # output tokens, while every client of a closed loop had a request
 
     @property
     def tokens_per_s(self) -> float:
@@ -145,7 +145,7 @@ class Load:
         self._progress = progress
         self._start_s = 0.0
         self._samples: dict[int, Sample] = {}
-        self._shares: dict[int, float] = {}  # of every answer that began: how much of it has come
+        self._came: dict[int, int] = {}  # output tokens of every answer, so far
         self._errors: list[str] = []
 
     async def open_loop(self) -> LoadResult:
@@ -158,16 +158,15 @@ class Load:
         """Let `concurrency` clients work the requests off, each one at a time."""
         self._start_s = time.perf_counter()
         queue = iter(range(len(self._requests)))
-        rates: list[float] = []  # of what had been served when a client found no more to do
+        rates: list[float] = []  # of the tokens that had come when a client found no more to do
 
         async def work_off() -> None:
             for index in queue:
                 await self._send(index)
-            # Short answers end first. Who counted only these would find a server faster than it is.
-            rates.append(sum(self._shares.values()) / (time.perf_counter() - self._start_s))
+            rates.append(sum(self._came.values()) / (time.perf_counter() - self._start_s))
 
         await asyncio.gather(*(work_off() for _ in range(concurrency)))
-        return replace(self._result(), busy_requests_per_s=rates[0])
+        return replace(self._result(), busy_tokens_per_s=rates[0])
 
     async def _at_its_time(self, index: int) -> None:
         await asyncio.sleep(max(0.0, self._start_s + self._requests[index].arrival_s - time.perf_counter()))
@@ -178,13 +177,12 @@ class Load:
         prompt = self._client.prompt(Random(f"{self._seed}/{index}"), request.prompt_tokens)
 
         def came(tokens: int) -> None:
-            self._shares[index] = tokens / request.output_tokens
+            self._came[index] = tokens
 
         try:
             self._samples[index] = await self._client.complete(prompt, request.output_tokens, came)
-            self._shares[index] = 1.0
+            self._came[index] = self._samples[index].output_tokens
         except RequestFailed as failure:
-            self._shares.pop(index, None)
             self._errors.append(str(failure))
         self._progress()
 

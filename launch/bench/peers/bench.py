@@ -39,7 +39,7 @@ class PeersBench:
 
     Installs the others first, each into an environment of its own; llama.cpp is compiled. In every round each server is
     started in turn. It answers one stream, then closed loops of 4, 16 and 32 clients, then an open loop at 70 % and one
-    at 130 % of the requests per second that it served while all 32 were busy; Skipjoin is sent what each of the others
+    at 130 % of what it served while all 32 were busy; Skipjoin is sent what each of the others
     was. Takes about half an hour for each round. The last line of output is JSON.
     """
 
@@ -122,12 +122,16 @@ class _Turn:
         self._add(load, await Load(client, requests, self.round).open_loop())
 
     def capacity(self, peer: str, clients: int) -> float:
-        """Requests per second that `peer` served to so many busy clients in this round, in its fastest precision.
+        """Requests per second that `peer` can serve in this round, in its fastest precision.
 
-        Of the whole loop it would be a fifth less: towards its end most clients have nothing to ask.
+        From the output tokens that so many clients got while all of them were busy. Of the whole loop it would be a
+        fifth less: towards its end most clients have nothing to ask. By requests that ended it would be half as much
+        again: short ones end first.
         """
+        requests = make_requests(_WORKLOAD, _REQUESTS_EACH * clients, seed=self.round)
+        mean_tokens = sum(request.output_tokens for request in requests) / len(requests)
         return max(
-            run.busy_requests_per_s
+            run.busy_tokens_per_s / mean_tokens
             for run in self._runs
             if (run.round, run.load) == (self.round, _clients(clients)) and run.server.split()[0] == peer
         )
@@ -144,7 +148,7 @@ class _Turn:
                 len(result.errors),
                 result.tokens_per_s,
                 len(result.samples) / result.duration_s,
-                result.busy_requests_per_s,
+                result.busy_tokens_per_s,
                 summary(result.samples),
                 summary(short) if short else {},
                 result.errors[:_TOLD_ERRORS],

@@ -22,7 +22,7 @@ class Run(msgspec.Struct, frozen=True):
     failed: int
     tokens_per_s: float
     requests_per_s: float
-    busy_requests_per_s: float  # of a closed loop, while all clients had one, in whole and in part
+    busy_tokens_per_s: float  # of a closed loop, while every client had a request
     figures: dict[str, float]
     short: dict[str, float]  # of the requests with short outputs; none where all are long
     errors: list[str] = []  # why the first of those that failed did
