@@ -125,6 +125,17 @@ def test_bf16_by_amx_multiplies_rows_rounded_to_bf16() -> None:
         assert torch.equal(product((x * (1 + 2**-10)).float()), product(x.float()))
 
 
+@pytest.mark.parametrize("layout", [Layout.INT8, Layout.INT8_QUADS])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_integers_do_not_overflow(sign: int, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    lies_as(layout, monkeypatch)
+    matrix = StoredMatrix.of(torch.full((40, 2 * GROUP), float(sign)), "int8")
+    product = pack(matrix)
+    for rows in ROWS:
+        x = torch.full((rows, 2 * GROUP), 3.0)
+        torch.testing.assert_close(product(x), torch.full((rows, 40), sign * 6.0 * GROUP))
+
+
 def test_a_huge_input_costs_int8_no_precision_beyond_its_group() -> None:
     matrix, x = matrix_of(100, 3 * GROUP, "int8"), torch.randn(4, 3 * GROUP)
     x[:, GROUP] = 1e9

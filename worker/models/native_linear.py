@@ -75,9 +75,9 @@ class NativeLinear:
         layout = layout_of(matrix.values.dtype, library)
         values = panels(matrix.values)
         if layout == Layout.INT8_QUADS:
-            values = _side_by_side(values, 4) ^ -128  # as unsigned numbers, 128 more
+            values = _side_by_side(values, 4, library.linear_slice()) ^ -128  # as unsigned numbers, 128 more
         elif layout in (Layout.INT8, Layout.BF16_PAIRS):
-            values = _side_by_side(values, 2)
+            values = _side_by_side(values, 2, library.linear_slice())
         scales = None if matrix.scales is None else panels(matrix.scales)
         biases = None if bias is None else panels(bias[:, None])
         parameters = Parameters(
@@ -131,9 +131,9 @@ def _panels(rows: Tensor, width: int) -> Tensor:
     return padded.view(-1, width, rows.shape[1]).transpose(1, 2).contiguous()
 
 
-def _side_by_side(panels: Tensor, count: int) -> Tensor:
-    """[panels, n, width] as [panels, n / count, width, count], padded to whole groups with zeros."""
-    padded = F.pad(panels, (0, 0, 0, -panels.shape[1] % GROUP))
+def _side_by_side(panels: Tensor, count: int, whole: int) -> Tensor:
+    """[panels, n, width] as [panels, n / count, width, count], padded with zeros to whole ones of `whole` inputs."""
+    padded = F.pad(panels, (0, 0, 0, -panels.shape[1] % whole))
     return padded.view(len(panels), -1, count, panels.shape[2]).transpose(2, 3).contiguous()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.config import Stored
 
-GROUP = 64  # inputs that share a scale in int8
+GROUP = 256  # inputs that share a scale in int8, the last ones perhaps with fewer
 _LARGEST = 127
 
 

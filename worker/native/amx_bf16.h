@@ -12,7 +12,7 @@ enum { STEPS_AHEAD = 4 };  // for which memory is asked
 
 #ifdef AMX
 
-_Static_assert(STEP * sizeof(uint16_t) == TILE_BYTES, "a tile takes a step");
+_Static_assert(STEP * sizeof(uint16_t) == TILE_BYTES && 2 * TALL == PANEL, "a pair of tiles takes a step");
 
 // Registers: two tiles of rows, the left and right columns of a panel, and sums.
 #define UPPER TILE_0
@@ -33,11 +33,6 @@ static void round_to_bf16(const Linear *l, const float *x, uint16_t *to) {
     }
 }
 
-typedef struct {  // steps of a panel
-    const uint16_t *matrix, *next;  // the panel's, and that of the one that is likely to follow
-    int64_t first, steps, all;
-} Block;
-
 // Add the products of a step to the sums of a tile of rows.
 #define ADD_STEP(x, rows, sums_left, sums_right) \
     _tile_loadd(rows, x, TILE_BYTES);            \
@@ -47,7 +42,7 @@ typedef struct {  // steps of a panel
 // Add the products of a block to the sums of one or two tiles of rows; the first block begins them. asks: for the memory
 // of what comes later.
 INLINE void add_block(bool asks, int tiles, Block b, const uint16_t *x, Vec *sums) {
-    const int64_t numbers = STEP * PANEL, tile = TALL * STEP;
+    const int64_t tile = TALL * STEP;
     if (b.first == 0) {
         _tile_zero(UPPER_LEFT);
         _tile_zero(UPPER_RIGHT);
@@ -61,12 +56,10 @@ INLINE void add_block(bool asks, int tiles, Block b, const uint16_t *x, Vec *sum
             _tile_loadd(LOWER_RIGHT, sums + 2 * TALL + 1, 2 * TILE_BYTES);
         }
     }
-    for (int64_t s = b.first; s < b.first + b.steps; s++) {
-        const int64_t soon = s + STEPS_AHEAD;
-        const uint16_t *ahead = soon < b.all ? b.matrix + soon * numbers : b.next + (soon - b.all) * numbers;
-        if (asks) ask_for_memory(ahead, numbers * sizeof(uint16_t));
-        _tile_loadd(LEFT, b.matrix + s * numbers, 2 * TILE_BYTES);
-        _tile_loadd(RIGHT, b.matrix + s * numbers + PANEL, 2 * TILE_BYTES);
+    for (int64_t s = b.first; s < b.first + b.count; s++) {
+        if (asks) ask_ahead(b, s, STEPS_AHEAD);
+        _tile_loadd(LEFT, b.matrix + s * PAIR_BYTES, 2 * TILE_BYTES);
+        _tile_loadd(RIGHT, b.matrix + s * PAIR_BYTES + TILE_BYTES, 2 * TILE_BYTES);
         ADD_STEP(x + s * tile, UPPER, UPPER_LEFT, UPPER_RIGHT)
         if (tiles == 2) {
             ADD_STEP(x + (b.all + s) * tile, LOWER, LOWER_LEFT, LOWER_RIGHT)
@@ -86,8 +79,8 @@ static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, con
                                  Vec *sums) {
     Block b = {panel.matrix, next, 0, 0, steps_of(l)};
     configure_amx(smaller(rows, TALL), 1 << LEFT | 1 << RIGHT);
-    for (; b.first < b.all; b.first += b.steps) {
-        b.steps = smaller(BLOCK, b.all - b.first);
+    for (; b.first < b.all; b.first += b.count) {
+        b.count = smaller(BLOCK, b.all - b.first);
         if (rows <= TALL) add_block(true, 1, b, x, sums);
         else add_block(true, 2, b, x, sums);
         int64_t r = 2 * TALL;

@@ -25,6 +25,7 @@ enum { AMX_CHUNK_NUMBERS = 1 << 18 };  // of 16 bits; the CPUs that have AMX hav
 
 int64_t linear_width(void) { return WIDTH; }
 int64_t linear_group(void) { return GROUP; }
+int64_t linear_slice(void) { return SLICE; }
 bool linear_quads(void) { return QUADS; }
 bool linear_amx(void) { return has_amx; }
 
@@ -120,10 +121,11 @@ static void normalize(const Linear *l, const float *x, float *out) {
     for (i = 0; i < l->ins; i++) out[i] = x[i] * scale * l->norm[i];
 }
 
-// Integers of 16 bits as halves. Returns what they add to a column's sum because its weights have 128 added to them.
+// A slice's integers of 16 bits as halves. Returns what they add to a column's sum because its weights have 128 added to
+// them.
 static int32_t halve(const float *numbers, int8_t *high, int8_t *low) {
     int32_t sum = 0;
-    for (int i = 0; i < GROUP; i++) {
+    for (int i = 0; i < SLICE; i++) {
         const int32_t number = (int32_t)numbers[i];
         high[i] = (number + 128) >> 8;
         low[i] = number;  // less 256 where that is 128 or more
@@ -134,12 +136,12 @@ static int32_t halve(const float *numbers, int8_t *high, int8_t *low) {
 
 typedef struct {  // where a row's integers go
     int16_t *first;
-    int64_t to_low, to_next;  // bytes from high halves to low ones, and from a group to the next
+    int64_t to_low, to_next;  // bytes from high halves to low ones, and from a slice to the next
 } Place;
 
 static Place place_of(const Linear *l, bool in_tiles, int64_t row, int16_t *rounded) {
-    const int64_t groups = groups_of(l), bytes = in_tiles ? TALL * GROUP : GROUP, place = in_tiles ? row % TALL : 0;
-    return (Place){rounded + (row - place) * groups * GROUP + place * GROUP / 2, bytes, 2 * bytes};
+    const int64_t bytes = in_tiles ? TALL * SLICE : SLICE, place = in_tiles ? row % TALL : 0;
+    return (Place){rounded + (row - place) * slices_of(l) * SLICE + place * SLICE / 2, bytes, 2 * bytes};
 }
 
 // A row as integers of 16 bits that share a scale in every group: its largest number becomes the largest whose halves
@@ -147,11 +149,11 @@ static Place place_of(const Linear *l, bool in_tiles, int64_t row, int16_t *roun
 static void round_row(const Linear *l, const float *x, Place to, float *scales, int32_t *offsets) {
     const Vec magic = spread(12582912.0f);  // 1.5 * 2^23: rounds to an integer
     for (int64_t first = 0; first < l->ins; first += GROUP) {
-        int16_t *rounded = to.first + first / GROUP * to.to_next / 2;
+        const int64_t count = smaller(GROUP, l->ins - first);
         float group[GROUP] = {0};
-        memcpy(group, x + first, smaller(GROUP, l->ins - first) * sizeof(float));
+        memcpy(group, x + first, count * sizeof(float));
         Vec largest = {0}, none = {0};
-        UNROLLED for (int i = 0; i < GROUP; i += WIDTH) {
+        for (int i = 0; i < count; i += WIDTH) {
             const Vec number = from_floats(group + i);
             largest = larger(largest, chosen(number < 0.0f, -number, number));
             none += number * 0.0f;
@@ -159,13 +161,16 @@ static void round_row(const Linear *l, const float *x, Place to, float *scales, 
         float most = 0.0f;
         UNROLLED for (int i = 0; i < WIDTH; i++) most = largest[i] > most ? largest[i] : most;
         const float inverse = most > 0.0f ? LARGEST / most : 0.0f;
-        UNROLLED for (int i = 0; i < GROUP; i += WIDTH)
+        for (int i = 0; i < count; i += WIDTH)
             *(Vec *)(group + i) = from_floats(group + i) * inverse + magic - magic;
-        if (l->type == INT8) {
-            for (int i = 0; i < GROUP; i++) rounded[i] = (int16_t)group[i];
-        } else {
-            *offsets++ = halve(group, (int8_t *)rounded, (int8_t *)rounded + to.to_low);
+        int32_t offset = 0;
+        for (int64_t at = 0; at < count; at += SLICE) {
+            int16_t *rounded = to.first + (first + at) / SLICE * to.to_next / 2;
+            if (l->type == INT8)
+                for (int i = 0; i < SLICE; i++) rounded[i] = (int16_t)group[at + i];
+            else offset += halve(group + at, (int8_t *)rounded, (int8_t *)rounded + to.to_low);
         }
+        *offsets++ = offset;
         *scales++ = most / LARGEST + total(none);
     }
 }
@@ -181,10 +186,11 @@ typedef struct {  // where rows are prepared: what tiles of AMX read comes first
 // The memory's parts, and its end.
 static char *prepared_in(char *memory, const Linear *l, int64_t rows, Prepared *to) {
     const int64_t bf16 = l->type == BF16_PAIRS ? ratio_up(rows, TALL) * TALL * steps_of(l) * STEP : 0;
-    const int64_t scales = rounds_rows(l) ? ratio_up(rows, TALL) * TALL * groups_of(l) : 0;
+    const int64_t whole_rows = ratio_up(rows, TALL) * TALL, rounded = rounds_rows(l) ? whole_rows * slices_of(l) : 0;
+    const int64_t scales = rounds_rows(l) ? whole_rows * groups_of(l) : 0;
     to->bf16 = (uint16_t *)(memory + (-(uintptr_t)memory & 63));
     to->rounded = (int16_t *)(to->bf16 + bf16);
-    to->scales = (float *)(to->rounded + scales * GROUP);
+    to->scales = (float *)(to->rounded + rounded * SLICE);
     to->offsets = (int32_t *)(to->scales + scales);
     to->normalized = (float *)(to->offsets + scales);
     return (char *)(to->normalized + (l->norm ? rows * l->ins : 0));

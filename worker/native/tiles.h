@@ -7,8 +7,9 @@
 
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
 enum { MOST_QUAD_ROWS = 6 };  // of quads, whose sums come as two halves
-enum { GROUP = 64 };  // inputs that share a scale in int8
-enum { STEP = 32 };   // inputs that AMX multiplies at once
+enum { GROUP = 256 };  // inputs that share a scale in int8, the last ones perhaps with fewer
+enum { SLICE = 64 };   // inputs that AMX multiplies at once in int8: zeros make whole ones of all
+enum { STEP = 32 };    // and in bf16
 
 typedef struct {  // a panel's numbers
     const void *matrix;
@@ -18,34 +19,35 @@ typedef struct {  // a panel's numbers
 typedef struct {  // rows that follow one another
     const float *exact;      // [rows][ins]
     const uint16_t *bf16;    // to meet pairs of bf16, by AMX: a tile after the other, [steps][TALL][STEP]
-    const int16_t *rounded;  // to meet int8: [rows][groups][GROUP], zeros at the end; quads: [rows][groups] of Halves,
-                             // or, by AMX, a tile after the other, [groups] of TileHalves
+    const int16_t *rounded;  // to meet int8: [rows][slices][SLICE], zeros at the end; quads: [rows][slices] of Halves,
+                             // or, by AMX, a tile after the other, [slices] of TileHalves
     const float *scales;     // of these: [rows][groups]
     const int32_t *offsets;  // to meet quads: [rows][groups] what a column's sum has too much
     bool in_tiles;           // whether they lie as those of AMX want them
 } Input;
 
 typedef struct {  // numbers of 16 bits, 256 * high + low
-    int8_t high[GROUP], low[GROUP];
+    int8_t high[SLICE], low[SLICE];
 } Halves;
 
 INLINE bool rounds_rows(const Linear *l) { return l->type == INT8 || l->type == INT8_QUADS; }
 
 INLINE int64_t groups_of(const Linear *l) { return ratio_up(l->ins, GROUP); }
-INLINE int64_t steps_of(const Linear *l) { return groups_of(l) * (GROUP / STEP); }
+INLINE int64_t slices_of(const Linear *l) { return ratio_up(l->ins, SLICE); }
+INLINE int64_t steps_of(const Linear *l) { return slices_of(l) * (SLICE / STEP); }
 
 // From a row on: the first of a tile, where rows lie in tiles.
 INLINE Input input_from(const Linear *l, Input x, int64_t row) {
-    const int64_t groups = row * groups_of(l);
+    const int64_t slices = row * slices_of(l), groups = row * groups_of(l);
     if (l->type == BF16_PAIRS) return (Input){.bf16 = x.bf16 + row * steps_of(l) * STEP, .in_tiles = true};
     if (!rounds_rows(l)) return (Input){.exact = x.exact + row * l->ins};
-    return (Input){NULL, NULL, x.rounded + groups * GROUP, x.scales + groups, x.offsets + groups, x.in_tiles};
+    return (Input){NULL, NULL, x.rounded + slices * SLICE, x.scales + groups, x.offsets + groups, x.in_tiles};
 }
 
 // How often a tile's loop turns for one panel, and what it reads of it in a turn.
 INLINE int64_t turns_of(const Linear *l) {
     if (l->type == FP32 || l->type == BF16) return l->ins;
-    return groups_of(l) * (l->type == BF16_PAIRS ? GROUP : GROUP / 2);
+    return slices_of(l) * (l->type == BF16_PAIRS ? SLICE : SLICE / 2);
 }
 INLINE int64_t turn_bytes(const Linear *l) { return PANEL * (l->type == FP32 ? sizeof(float) : sizeof(uint16_t)); }
 
@@ -85,11 +87,11 @@ INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Pane
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
 }
 
-// The same of int8. 16 bits times 8 bits, 64 times, cannot overflow 32 bits.
+// The same of int8. 16 bits times 8 bits, 256 times, cannot overflow 32 bits.
 INLINE void multiply_rounded(int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out, const char *ahead,
                              int64_t step) {
     const int columns = 2 * panels;
-    const int64_t groups = groups_of(l), next = groups * GROUP * PANEL, next_scales = groups * PANEL;
+    const int64_t groups = groups_of(l), ins = slices_of(l) * SLICE, next = ins * PANEL, next_scales = groups * PANEL;
     Vec sums[ROWS][2 * MOST_PANELS];
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int c = 0; c < columns; c++) sums[r][c] = (Vec){0};
@@ -97,14 +99,14 @@ INLINE void multiply_rounded(int rows, int panels, const Linear *l, Panel panel,
         Ints parts[ROWS][2 * MOST_PANELS];
         UNROLLED for (int r = 0; r < rows; r++)
             UNROLLED for (int c = 0; c < columns; c++) parts[r][c] = (Ints){0};
-        for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k += 2) {
+        for (int64_t k = g * GROUP; k < smaller((g + 1) * GROUP, ins); k += 2) {
             __builtin_prefetch(ahead + k / 2 * step, 0, 2);
             Pairs column[2 * MOST_PANELS];
             UNROLLED for (int c = 0; c < columns; c++)
                 column[c] = pairs_from_bytes((const int8_t *)panel.matrix + c / 2 * next + k * PANEL + c % 2 * PANEL);
             UNROLLED for (int r = 0; r < rows; r++)
                 UNROLLED for (int c = 0; c < columns; c++)
-                    parts[r][c] += products(column[c], spread_pair(x.rounded + r * groups * GROUP + k));
+                    parts[r][c] += products(column[c], spread_pair(x.rounded + r * ins + k));
         }
         UNROLLED for (int c = 0; c < columns; c++) {
             const Vec scale = from_floats(panel.scales + c / 2 * next_scales + g * PANEL + c % 2 * WIDTH);
@@ -121,28 +123,27 @@ INLINE void multiply_rounded(int rows, int panels, const Linear *l, Panel panel,
 INLINE void multiply_quads(int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out, const char *ahead,
                            int64_t step) {
     const int columns = 2 * panels;
-    const int64_t groups = groups_of(l), next = groups * GROUP * PANEL, next_scales = groups * PANEL;
+    const int64_t groups = groups_of(l), slices = slices_of(l), ins = slices * SLICE;
+    const int64_t next = ins * PANEL, next_scales = groups * PANEL;
     Vec sums[MOST_QUAD_ROWS][2 * MOST_PANELS];
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int c = 0; c < columns; c++) sums[r][c] = (Vec){0};
     for (int64_t g = 0; g < groups; g++) {
-        const Halves *halves = (const Halves *)x.rounded + g;
         Ints high[MOST_QUAD_ROWS][2 * MOST_PANELS], low[MOST_QUAD_ROWS][2 * MOST_PANELS];
         UNROLLED for (int r = 0; r < rows; r++)
             UNROLLED for (int c = 0; c < columns; c++)
                 high[r][c] = (Ints){0}, low[r][c] = (Ints){0} - x.offsets[r * groups + g];
-        for (int64_t k = 0; k < GROUP; k += 4) {
-            const int64_t turn = (g * GROUP + k) / 2;
-            __builtin_prefetch(ahead + turn * step, 0, 2);
-            __builtin_prefetch(ahead + (turn + 1) * step, 0, 2);
+        for (int64_t k = g * GROUP; k < smaller((g + 1) * GROUP, ins); k += 4) {
+            const Halves *halves = (const Halves *)x.rounded + k / SLICE;
+            __builtin_prefetch(ahead + k / 2 * step, 0, 2);
+            __builtin_prefetch(ahead + (k / 2 + 1) * step, 0, 2);
             Ints column[2 * MOST_PANELS];
             UNROLLED for (int c = 0; c < columns; c++)
-                column[c] = *(const Ints *)((const uint8_t *)panel.matrix + c / 2 * next + (g * GROUP + k) * PANEL +
-                                            c % 2 * 2 * PANEL);
+                column[c] = *(const Ints *)((const uint8_t *)panel.matrix + c / 2 * next + k * PANEL + c % 2 * 2 * PANEL);
             UNROLLED for (int r = 0; r < rows; r++)
                 UNROLLED for (int c = 0; c < columns; c++) {
-                    high[r][c] = add_quads(high[r][c], column[c], spread_quad(halves[r * groups].high + k));
-                    low[r][c] = add_quads(low[r][c], column[c], spread_quad(halves[r * groups].low + k));
+                    high[r][c] = add_quads(high[r][c], column[c], spread_quad(halves[r * slices].high + k % SLICE));
+                    low[r][c] = add_quads(low[r][c], column[c], spread_quad(halves[r * slices].low + k % SLICE));
                 }
         }
         UNROLLED for (int c = 0; c < columns; c++) {
