@@ -95,9 +95,11 @@ class UnevenClient:
         return ""
 
     async def complete(self, prompt: str, tokens: int, progress: Callable[[int], None]) -> Sample:
-        if tokens > 1:
+        progress(1)
+        if tokens > 1:  # two tokens to an event
             progress(25)
             await self._all_ended.wait()
+            progress(50)
         self.now += 1.0
         self._short_ones -= 1
         if not self._short_ones:
@@ -112,6 +114,6 @@ def test_a_closed_loop_tells_what_was_served_while_all_clients_were_busy(monkeyp
         return await Load(client, [Request(0.0, 1, tokens) for tokens in (100, 1, 1)]).closed_loop(2)  # type: ignore[arg-type]
 
     result = asyncio.run(measured())
-    assert result.busy_tokens_per_s == (1 + 1 + 25) / 2.0
+    assert result.busy_tokens_per_s == (1 + 1 + 50) / 2.0
     assert len(result.samples) == 3
     assert result.duration_s == 3.0

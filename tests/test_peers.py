@@ -48,6 +48,14 @@ def test_transformers_finds_all_that_it_looks_for_in_that_model(tmp_path: Path) 
     assert not found["unexpected_keys"]
 
 
+@pytest.mark.parametrize("tokens_per_s", [50.0, 700.0])
+def test_an_open_loop_asks_for_as_many_tokens_per_second_as_it_is_told(tokens_per_s: float) -> None:
+    requests = bench._offered(tokens_per_s, 60.0, seed=3)
+    tokens = sum(request.output_tokens for request in requests)
+    assert 60 * tokens_per_s <= tokens < 60 * tokens_per_s + 400
+    assert requests[-1].arrival_s == 60.0
+
+
 def test_every_server_has_a_name_of_its_own() -> None:
     labels = [contestant.label for contestant in contestants()]
     assert len(set(labels)) == len(labels)

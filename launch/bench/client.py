@@ -113,7 +113,10 @@ class Client:
         return random_words(rng, max(1, round(tokens / self._tokens_per_word)))
 
     async def complete(self, prompt: str, tokens: int, progress: Callable[[int], None] | None = None) -> Sample:
-        """One streamed answer of `tokens` tokens; `progress` is told how many have come. Raises RequestFailed."""
+        """One streamed answer of `tokens` tokens; `progress` is told how many events with text have come.
+
+        Raises RequestFailed.
+        """
         answer = _Answer(time.perf_counter())
         async for line in self._lines(self._body(prompt, tokens)):
             if line.startswith(b"data: {"):

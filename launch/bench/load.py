@@ -145,7 +145,7 @@ class Load:
         self._progress = progress
         self._start_s = 0.0
         self._samples: dict[int, Sample] = {}
-        self._came: dict[int, int] = {}  # output tokens of every answer, so far
+        self._events: dict[int, int] = {}  # with text, of every answer so far
         self._errors: list[str] = []
 
     async def open_loop(self) -> LoadResult:
@@ -158,15 +158,16 @@ class Load:
         """Let `concurrency` clients work the requests off, each one at a time."""
         self._start_s = time.perf_counter()
         queue = iter(range(len(self._requests)))
-        rates: list[float] = []  # of the tokens that had come when a client found no more to do
+        ends: list[tuple[float, dict[int, int]]] = []  # when clients found no more to do, and what had come
 
         async def work_off() -> None:
             for index in queue:
                 await self._send(index)
-            rates.append(sum(self._came.values()) / (time.perf_counter() - self._start_s))
+            ends.append((time.perf_counter() - self._start_s, dict(self._events)))
 
         await asyncio.gather(*(work_off() for _ in range(concurrency)))
-        return replace(self._result(), busy_tokens_per_s=rates[0])
+        busy_s, events = ends[0]
+        return replace(self._result(), busy_tokens_per_s=self._tokens_in(events) / busy_s)
 
     async def _at_its_time(self, index: int) -> None:
         await asyncio.sleep(max(0.0, self._start_s + self._requests[index].arrival_s - time.perf_counter()))
@@ -176,15 +177,20 @@ class Load:
         request = self._requests[index]
         prompt = self._client.prompt(Random(f"{self._seed}/{index}"), request.prompt_tokens)
 
-        def came(tokens: int) -> None:
-            self._came[index] = tokens
+        def came(events: int) -> None:
+            self._events[index] = events
 
         try:
             self._samples[index] = await self._client.complete(prompt, request.output_tokens, came)
-            self._came[index] = self._samples[index].output_tokens
         except RequestFailed as failure:
             self._errors.append(str(failure))
         self._progress()
+
+    def _tokens_in(self, events: dict[int, int]) -> float:
+        """Output tokens in the first so many events of answers that have ended: servers may put several into one."""
+        return sum(
+            sample.output_tokens * events.get(index, 0) / self._events[index] for index, sample in self._samples.items()
+        )
 
     def _result(self) -> LoadResult:
         samples = [sample for _, sample in sorted(self._samples.items())]

@@ -5,7 +5,8 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +27,7 @@ from launch.lab.workload import Request, make_requests
 _SINGLE = [Request(0.0, 40, 128)] * 3
 _WORKLOAD = "mix"
 _REQUESTS_EACH = 3  # of every client of a closed loop, on average
-_FEWEST = 8  # requests of an open loop
+_FEWEST, _MOST = 8, 20_000  # requests of an open loop
 _SHORT_TOKENS = 48  # the longest output of a short request in the mix
 _TOLD_ERRORS = 3  # of a run
 _WARM_UP = [Request(0.0, 300, 24)] * 8
@@ -38,9 +39,9 @@ class PeersBench:
     """Compare Skipjoin with vLLM, llama.cpp and transformers on the embedded model, all on the same cores.
 
     Installs the others first, each into an environment of its own; llama.cpp is compiled. In every round each server is
-    started in turn. It answers one stream, then closed loops of 4, 16 and 32 clients, then an open loop at 70 % and one
-    at 130 % of what it served while all 32 were busy; Skipjoin is sent what each of the others
-    was. Takes about half an hour for each round. The last line of output is JSON.
+    started in turn. It answers one stream, then closed loops of 4, 16 and 32 clients, then an open loop that asks for
+    70 % and one for 130 % of the output tokens per second that it gave while all 32 were busy; Skipjoin is sent what
+    each of the others was. Takes about half an hour for each round. The last line of output is JSON.
     """
 
     peers: tuple[str, ...] = ("vllm", "llama.cpp", "transformers")
@@ -50,7 +51,7 @@ class PeersBench:
     clients: tuple[int, ...] = (4, 16, 32)
     """Clients of the closed loops."""
     shares: tuple[float, ...] = (0.7, 1.3)
-    """What open loops send: these shares of what the server served to the most clients."""
+    """What open loops ask for: these shares of the output tokens per second that the server gave the most clients."""
     rounds: int = 3
     """Times that all are measured; the medians count."""
     seconds: float = 60.0
@@ -98,9 +99,7 @@ class PeersBench:
             for peer in self.open_loop:
                 if turn.contestant.name in (OURS, peer):
                     for share in self.shares:
-                        rate = share * turn.capacity(peer, max(self.clients))
-                        count = max(_FEWEST, round(rate * self.seconds))
-                        requests = make_requests(_WORKLOAD, count, rate, seed=turn.round)
+                        requests = _offered(share * turn.capacity(peer, max(self.clients)), self.seconds, turn.round)
                         await turn.open(client, f"{100 * share:.0f} % of {peer}", requests)
 
 
@@ -122,16 +121,13 @@ class _Turn:
         self._add(load, await Load(client, requests, self.round).open_loop())
 
     def capacity(self, peer: str, clients: int) -> float:
-        """Requests per second that `peer` can serve in this round, in its fastest precision.
+        """Output tokens per second that `peer` served to so many busy clients in this round, in its fastest precision.
 
-        From the output tokens that so many clients got while all of them were busy. Of the whole loop it would be a
-        fifth less: towards its end most clients have nothing to ask. By requests that ended it would be half as much
-        again: short ones end first.
+        Of the whole loop it would be less: towards its end most clients have nothing to ask. In requests that ended it
+        would be more: short ones end first.
         """
-        requests = make_requests(_WORKLOAD, _REQUESTS_EACH * clients, seed=self.round)
-        mean_tokens = sum(request.output_tokens for request in requests) / len(requests)
         return max(
-            run.busy_tokens_per_s / mean_tokens
+            run.busy_tokens_per_s
             for run in self._runs
             if (run.round, run.load) == (self.round, _clients(clients)) and run.server.split()[0] == peer
         )
@@ -154,6 +150,16 @@ class _Turn:
                 result.errors[:_TOLD_ERRORS],
             )
         )
+
+
+def _offered(tokens_per_s: float, seconds: float, seed: int) -> list[Request]:
+    """Requests that arrive within `seconds`, and ask for so many output tokens per second of it."""
+    drawn = make_requests(_WORKLOAD, _MOST, seed=seed)
+    tokens = accumulate(request.output_tokens for request in drawn)
+    count = 1 + sum(1 for _ in takewhile(lambda sum_: sum_ < tokens_per_s * seconds, tokens))
+    requests = drawn[: max(_FEWEST, count)]
+    stretch = seconds / requests[-1].arrival_s
+    return [replace(request, arrival_s=stretch * request.arrival_s) for request in requests]
 
 
 def _clients(count: int) -> str:
