@@ -65,8 +65,8 @@ class Config:
     the checkpoint's own type on a GPU."""
     weights: Stored = "exact"
     """How a CPU keeps matrices. exact: in --dtype. bf16 and int8 (in groups of 256) round them and need less memory,
-    which is what small batches wait for. int8 multiplies integers of 16 and 8 bits, and is the fastest; bf16 is more
-    exact. Where a CPU has AMX, bf16 is as fast at prompts, and meets inputs that are rounded to bf16, too."""
+    which is what small batches wait for. int8 multiplies integers of 16 and 8 bits, and is the fastest for few jobs;
+    bf16 is more exact. Where a CPU has AMX, bf16 is as fast at prompts, and meets inputs rounded to bf16, too."""
     kv_cache_dtype: KvDtype = "auto"
     """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 and bf16 halve their memory, and
     the time that attention waits for it; bf16 is for CPUs with AMX, fp16 more exact. auto: the one that suits the CPU,

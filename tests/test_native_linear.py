@@ -134,6 +134,7 @@ def test_the_largest_integers_do_not_overflow(sign: int, layout: Layout, monkeyp
     for rows in ROWS:
         x = torch.full((rows, 2 * GROUP), 3.0)
         torch.testing.assert_close(product(x), torch.full((rows, 40), sign * 6.0 * GROUP))
+        torch.testing.assert_close(product(-x), torch.full((rows, 40), -sign * 6.0 * GROUP))
 
 
 def test_a_huge_input_costs_int8_no_precision_beyond_its_group() -> None:

@@ -131,9 +131,9 @@ def _panels(rows: Tensor, width: int) -> Tensor:
     return padded.view(-1, width, rows.shape[1]).transpose(1, 2).contiguous()
 
 
-def _side_by_side(panels: Tensor, count: int, whole: int) -> Tensor:
-    """[panels, n, width] as [panels, n / count, width, count], padded with zeros to whole ones of `whole` inputs."""
-    padded = F.pad(panels, (0, 0, 0, -panels.shape[1] % whole))
+def _side_by_side(panels: Tensor, count: int, slice_inputs: int) -> Tensor:
+    """[panels, n, width] as [panels, n / count, width, count], padded with zeros to whole slices."""
+    padded = F.pad(panels, (0, 0, 0, -panels.shape[1] % slice_inputs))
     return padded.view(len(panels), -1, count, panels.shape[2]).transpose(2, 3).contiguous()
 
 

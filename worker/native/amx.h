@@ -60,13 +60,13 @@ static void leave_amx(void) {
 
 enum { PAIR_BYTES = 2 * TALL * TILE_BYTES };  // of a panel's tiles for the same inputs, the left and the right one
 
-typedef struct {  // pairs of tiles of a panel
+typedef struct {  // of a panel, those that rows meet next
     const char *matrix, *next;  // all of the panel's, and those of the one that is likely to follow
     int64_t first, count, all;
-} Block;
+} TilePairs;
 
 // For the memory of the pair that comes so many later.
-INLINE void ask_ahead(Block b, int64_t pair, int64_t ahead) {
+INLINE void ask_ahead(TilePairs b, int64_t pair, int64_t ahead) {
     const int64_t soon = pair + ahead, beyond = soon - b.all;
     ask_for_memory(beyond < 0 ? b.matrix + soon * PAIR_BYTES : b.next + beyond * PAIR_BYTES, PAIR_BYTES);
 }

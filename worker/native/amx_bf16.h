@@ -41,7 +41,7 @@ static void round_to_bf16(const Linear *l, const float *x, uint16_t *to) {
 
 // Add the products of a block to the sums of one or two tiles of rows; the first block begins them. asks: for the memory
 // of what comes later.
-INLINE void add_block(bool asks, int tiles, Block b, const uint16_t *x, Vec *sums) {
+INLINE void add_block(bool asks, int tiles, TilePairs b, const uint16_t *x, Vec *sums) {
     const int64_t tile = TALL * STEP;
     if (b.first == 0) {
         _tile_zero(UPPER_LEFT);
@@ -77,7 +77,7 @@ INLINE void add_block(bool asks, int tiles, Block b, const uint16_t *x, Vec *sum
 // that is likely to follow, for which memory is asked meanwhile.
 static void multiply_bf16_by_amx(const Linear *l, Panel panel, int64_t rows, const uint16_t *x, const void *next,
                                  Vec *sums) {
-    Block b = {panel.matrix, next, 0, 0, steps_of(l)};
+    TilePairs b = {panel.matrix, next, 0, 0, steps_of(l)};
     configure_amx(smaller(rows, TALL), 1 << LEFT | 1 << RIGHT);
     for (; b.first < b.all; b.first += b.count) {
         b.count = smaller(BLOCK, b.all - b.first);

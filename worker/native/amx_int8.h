@@ -31,7 +31,7 @@ typedef struct {  // sums of a group, left and right
 } Sums __attribute__((aligned(64)));
 
 // Of a tile of rows with the slices of a group. asks: for the memory of what comes later.
-INLINE void sum_group(bool asks, Block b, const TileHalves *halves, Sums *sums) {
+INLINE void sum_group(bool asks, TilePairs b, const TileHalves *halves, Sums *sums) {
     _tile_zero(HIGH_LEFT);
     _tile_zero(HIGH_RIGHT);
     _tile_zero(LOW_LEFT);
@@ -58,7 +58,7 @@ INLINE void sum_group(bool asks, Block b, const TileHalves *halves, Sums *sums) 
 static void multiply_quads_by_amx(bool asks, int64_t rows, const Linear *l, Panel panel, Input x, Vec *out,
                                   const char *next) {
     const int64_t groups = groups_of(l);
-    Block b = {panel.matrix, next, 0, 0, slices_of(l)};
+    TilePairs b = {panel.matrix, next, 0, 0, slices_of(l)};
     const TileHalves *halves = (const TileHalves *)x.rounded;
     Sums sums;
     configure_amx(smaller(rows, TALL), 1 << LEFT | 1 << RIGHT);

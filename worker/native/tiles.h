@@ -8,8 +8,11 @@
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
 enum { MOST_QUAD_ROWS = 6 };  // of quads, whose sums come as two halves
 enum { GROUP = 256 };  // inputs that share a scale in int8, the last ones perhaps with fewer
-enum { SLICE = 64 };   // inputs that AMX multiplies at once in int8: zeros make whole ones of all
-enum { STEP = 32 };    // and in bf16
+enum { SLICE = 64 };   // to whole ones of which inputs are padded, but for fp32 and plain bf16; AMX multiplies one at once
+enum { STEP = 32 };    // inputs of bf16 that AMX multiplies at once
+
+// A column's sum in a group, of weights with 128 added to them and a row's integers of 16 bits, fits 32 bits.
+_Static_assert(255ll * 32639 * GROUP <= INT32_MAX, "so many inputs overflow");
 
 typedef struct {  // a panel's numbers
     const void *matrix;
@@ -87,7 +90,7 @@ INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Pane
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
 }
 
-// The same of int8. 16 bits times 8 bits, 256 times, cannot overflow 32 bits.
+// The same of int8.
 INLINE void multiply_rounded(int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out, const char *ahead,
                              int64_t step) {
     const int columns = 2 * panels;
