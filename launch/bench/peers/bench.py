@@ -153,7 +153,7 @@ class _Turn:
 
 
 def _offered(tokens_per_s: float, seconds: float, seed: int) -> list[Request]:
-    """Requests that arrive within `seconds`, and ask for so many output tokens per second of it."""
+    """Requests that arrive within `seconds`, and ask for so many output tokens per second of it; a few at least."""
     drawn = make_requests(_WORKLOAD, _MOST, seed=seed)
     tokens = accumulate(request.output_tokens for request in drawn)
     count = 1 + sum(1 for _ in takewhile(lambda sum_: sum_ < tokens_per_s * seconds, tokens))
