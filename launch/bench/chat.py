@@ -1,13 +1,13 @@
 """What the prefix cache is for: chats of several turns, each of which sends all of the earlier ones again."""
 
-import asyncio
 import json
 import statistics
 import time
 from dataclasses import dataclass, field
 from random import Random
 
-import httpx
+import aiohttp
+import uvloop
 from tqdm import tqdm
 
 from launch.bench.client import random_words
@@ -50,7 +50,7 @@ class ChatBench:
                 for option, results in rounds.items():
                     bar.set_description(option)
                     with serving([option]) as url:
-                        results.append(asyncio.run(self._measure(url)))
+                        results.append(uvloop.run(self._measure(url)))
                     bar.update()
         ttfts = {option: _medians(results) for option, results in rounds.items()}
         first, *later = ttfts["--prefix-cache"]
@@ -70,22 +70,21 @@ class ChatBench:
         rng = Random(7)
         system = {"role": "system", "content": random_words(rng, self.system_words)}
         chats = [_Chat([system]) for _ in range(self.chats)]
-        async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as client:
+        async with aiohttp.ClientSession(f"{url}/") as http:
             for chat in chats:
                 for _ in range(self.turns):
                     chat.messages.append({"role": "user", "content": random_words(rng, self.question_words)})
-                    chat.messages.append({"role": "assistant", "content": await self._answer(client, chat)})
+                    chat.messages.append({"role": "assistant", "content": await self._answer(http, chat)})
         return chats
 
-    async def _answer(self, client: httpx.AsyncClient, chat: _Chat) -> str:
+    async def _answer(self, http: aiohttp.ClientSession, chat: _Chat) -> str:
         options = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
         body = {"messages": chat.messages, "max_tokens": self.answer_tokens, "min_tokens": 1, **options}
         pieces: list[str] = []
         start = time.perf_counter()
-        async with client.stream("POST", "/chat/completions", json=body) as response:
-            response.raise_for_status()
-            async for line in response.aiter_lines():
-                event = json.loads(line[6:]) if line.startswith("data: {") else {"choices": []}
+        async with http.post("chat/completions", json=body, raise_for_status=True) as response:
+            async for line in response.content:
+                event = json.loads(line[6:]) if line.startswith(b"data: {") else {"choices": []}
                 if text := "".join(choice["delta"].get("content", "") for choice in event["choices"]):
                     if not pieces:
                         chat.ttfts_s.append(time.perf_counter() - start)

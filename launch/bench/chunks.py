@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
+import uvloop
 from tqdm import tqdm
 
 from launch.bench.client import Client, random_words
@@ -48,7 +49,7 @@ class ChunksBench:
                 for chunk in self.chunks:
                     bar.set_description(f"chunks of {chunk}")
                     with serving(["--prefill-chunk-tokens", str(chunk)]) as url:
-                        rounds[chunk].append(asyncio.run(self._measure(url)))
+                        rounds[chunk].append(uvloop.run(self._measure(url)))
                     bar.update()
         rows = list(self._rows(rounds))
         for row in rows:

@@ -1,6 +1,7 @@
 """A client for measurements: streams completions from any OpenAI-compatible server, and notes when tokens came.
 
-Events are decoded into the few fields that matter, so that on a shared machine the client is not what is measured.
+On a shared machine the client must not be what is measured: its HTTP parser is compiled, and of events it decodes the
+few fields that matter.
 """
 
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
 
-import httpx
+import aiohttp
 import msgspec
 
 from launch.lab.samples import Sample
@@ -77,24 +78,23 @@ class Client:
     def __init__(
         self, url: str, *, endpoint: Endpoint = "completions", api_key: str = "none", timeout_s: float = 600.0
     ) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._http = httpx.AsyncClient(
-            base_url=url,
-            headers={"authorization": f"Bearer {api_key}"},
-            timeout=timeout_s,
-            limits=limits,
-            trust_env=False,  # no proxies between a server and its measurement
-        )
+        self._url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {api_key}"}
+        self._timeout = aiohttp.ClientTimeout(connect=timeout_s, sock_read=timeout_s)
         self._endpoint = endpoint
         self._exact: dict[str, bool | None] = {}
         self._tokens_per_word = 1.0
         self.model = ""
 
     async def __aenter__(self) -> "Client":
+        as_many_as_asked = aiohttp.TCPConnector(limit=0)
+        self._http = aiohttp.ClientSession(
+            base_url=f"{self._url}/", headers=self._headers, timeout=self._timeout, connector=as_many_as_asked
+        )
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
     async def prepare(self, model: str | None = None) -> None:
         """Learn the model's name, what makes lengths exact here, and how long words are. Raises RequestFailed."""
@@ -142,25 +142,26 @@ class Client:
         return {**common, "stream_options": {"include_usage": True}, **asked, **exact}
 
     async def _lines(self, body: dict[str, object]) -> AsyncIterator[bytes]:
-        path = "/completions" if self._endpoint == "completions" else "/chat/completions"
+        path = "completions" if self._endpoint == "completions" else "chat/completions"
         rest = b""
         try:
-            async with self._http.stream("POST", path, json=body) as response:
-                if response.status_code != 200:
-                    raise RequestFailed(f"{response.status_code}: {(await response.aread())[:300]!r}")
-                async for data in response.aiter_raw():
+            async with self._http.post(path, json=body) as response:
+                if response.status != 200:
+                    raise RequestFailed(f"{response.status}: {(await response.read())[:300]!r}")
+                async for data in response.content.iter_any():
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
                         yield line
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise RequestFailed(f"{type(error).__name__}: {error}") from None
 
     async def _first_model(self) -> str:
         try:
-            models = (await self._http.get("/models")).raise_for_status().json()
+            async with self._http.get("models", raise_for_status=True) as response:
+                models = await response.json()
             return str(models["data"][0]["id"])
-        except (httpx.HTTPError, ValueError, LookupError) as error:
-            raise RequestFailed(f"cannot ask {self._http.base_url} for its models: {error}") from None
+        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
+            raise RequestFailed(f"cannot ask {self._url} for its models: {error}") from None
 
 
 def random_words(rng: Random, count: int) -> str:

@@ -11,6 +11,7 @@ from random import Random
 from typing import Annotated
 
 import tyro
+import uvloop
 from tqdm import tqdm
 
 from common.config import ConfigError
@@ -83,7 +84,7 @@ class LoadBench:
     def run(self) -> int:
         """Raises ConfigError."""
         try:
-            result = asyncio.run(self._measure())
+            result = uvloop.run(self._measure())
         except RequestFailed as error:
             raise ConfigError(f"{self.url} does not answer as an OpenAI API: {error}") from None
         for why in result.errors[:3]:

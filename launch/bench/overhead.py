@@ -1,6 +1,5 @@
 """What Skipjoin adds to the model: time before a token, time in which no stage computes, processor time."""
 
-import asyncio
 import json
 import statistics
 import time
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
+import uvloop
 from tqdm import tqdm
 
 from common.config import Stored
@@ -48,7 +48,7 @@ class OverheadBench:
         options += ["--weights", self.weights, "--pipeline-parallel", str(self.pipeline_parallel)]
         # Without the prefix cache: every request for one token computes its whole prompt.
         with serving([*options, "--no-prefix-cache"]) as url:
-            figures = asyncio.run(self._measure(url))
+            figures = uvloop.run(self._measure(url))
         share = figures["scheduling_ms"] / figures["iteration_ms"]
         print(f"one token: {figures['first_token_ms']:.1f} ms, {figures['beyond_compute_ms']:.2f} ms beyond computing")
         print(f"{self.clients} clients: {figures['tokens_per_s']:.1f} tok/s")

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import uvloop
 from tqdm import tqdm
 
 from common.config import Policy
@@ -43,7 +44,7 @@ class PreemptionBench:
                 for policy in self.policies:
                     bar.set_description(policy)
                     with serving(["--policy", policy, "--max-batch-jobs", str(self.long_jobs)]) as url:
-                        short, long = asyncio.run(self._measure(url))
+                        short, long = uvloop.run(self._measure(url))
                     medians[policy].append(statistics.median(answer.jct_s for answer in short))
                     longs[policy].append(statistics.median(answer.jct_s for answer in long))
                     bar.update()

@@ -1,6 +1,5 @@
 """`skipjoin bench peers`: what users feel of Skipjoin and of other servers, side by side."""
 
-import asyncio
 import json
 import os
 import time
@@ -12,6 +11,7 @@ from typing import NoReturn
 
 import msgspec
 import platformdirs
+import uvloop
 from tqdm import tqdm
 
 from common.config import ConfigError
@@ -78,7 +78,7 @@ class PeersBench:
                 for contestant in chosen:
                     turn = _Turn(contestant, number, comparison.runs, bar)
                     with contestant.serve(home) as url:
-                        asyncio.run(self._measure(turn, url, contestant.model(home)))
+                        uvloop.run(self._measure(turn, url, contestant.model(home)))
                     self.output.write_bytes(msgspec.json.format(msgspec.json.encode(comparison)) + b"\n")
                     bar.update()
         print(*report(comparison), sep="\n")

@@ -1,6 +1,5 @@
 """The real engine: policies and KV strategies on real tokens, interleaved, and the simulator held against them."""
 
-import asyncio
 import os
 import re
 import statistics
@@ -12,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
+import uvloop
 from tqdm import tqdm
 
 from common.config import Config, KvStrategy, Policy
@@ -167,7 +167,7 @@ def run_server(setting: Setting, requests: Sequence[Request], record: Path) -> t
     options = ["--policy", setting.policy, "--kv-strategy", setting.kv_strategy, "--record", str(record), *_OPTIONS]
     with serving(options) as url:
         before = read_metrics(url)
-        result = asyncio.run(_load(url, requests))
+        result = uvloop.run(_load(url, requests))
         added = increase(before, read_metrics(url))
     assert not result.errors, result.errors[0]
     return result, added["skipjoin_stalled_seconds_total"] / added["skipjoin_busy_seconds_total"]
