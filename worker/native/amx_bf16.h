@@ -8,7 +8,7 @@
 #include "tiles.h"
 
 enum { BLOCK = 12 };       // steps that many rows meet in turn: their 24 KiB of a panel stay in a core's first cache
-enum { STEPS_AHEAD = 4 };  // for which memory is asked
+enum { STEPS_AHEAD = 8 };  // for which memory is asked
 
 #ifdef AMX
 

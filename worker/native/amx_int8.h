@@ -6,7 +6,7 @@
 #include "tiles.h"
 
 enum { AMX_ROWS = 4 };      // from which on the unit is faster
-enum { SLICES_AHEAD = 3 };  // for which memory is asked
+enum { SLICES_AHEAD = 6 };  // for which memory is asked
 
 typedef struct {  // a tile's rows' numbers of a slice, as those of Halves
     int8_t high[TALL][SLICE], low[TALL][SLICE];

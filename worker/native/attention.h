@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "sharing.h"
+
 enum KvType { KV_FP32, KV_FP16, KV_TILES };  // of the pool; the last one as attention_tiles.c says
 
 typedef struct {                // tokens of a job that follow one another
@@ -45,7 +47,7 @@ typedef struct {  // how a run's keys and values are stored, and how a share att
 } RunKernel;
 
 // Stores k and v, then attends. pool: the layer, in block 0. out: [rows, heads, head_dim], contiguous. To be called by
-// all threads of a team with the same arguments; they leave it together.
-void attend_rows(const Batch *batch, char *pool, Rows q, Rows k, Rows v, float scale, float *out);
+// all threads of a team with the same arguments; they leave it together. ranges: of the team.
+void attend_rows(const Batch *batch, char *pool, Rows q, Rows k, Rows v, float scale, float *out, Range *ranges);
 
 #endif

@@ -60,7 +60,7 @@ static void find_span(const Batch *batch, const Run *run, int64_t head, char *po
 }
 
 INLINE void ask_for_lines(const uint16_t *first, int64_t count, int64_t stride) {
-    for (int64_t i = 0; i < count; i++) __builtin_prefetch(first + i * stride);
+    for (int64_t i = 0; i < count; i++) __builtin_prefetch(first + i * stride, 0, 2);
 }
 
 #define ROWS_TILE TILE_0
@@ -142,7 +142,7 @@ static void gather_values(const Span *span, const Span *ahead, int64_t dim, uint
     for (int64_t p = 0; p < SPAN / 2; p++, to += line) {
         const int64_t tile = p / (SLOTS / 2), within = p % (SLOTS / 2) * line;
         if (ahead->tiles > tile)
-            for (int64_t d = 0; d < line; d += LINE / 2) __builtin_prefetch(ahead->values[tile] + within + d);
+            for (int64_t d = 0; d < line; d += LINE / 2) __builtin_prefetch(ahead->values[tile] + within + d, 0, 2);
         const __mmask32 some = p < pairs ? ~0u : p == pairs && span->slots % 2 ? 0x55555555u : 0;
         for (int64_t d = 0; d < line; d += 2 * WIDTH)
             _mm512_storeu_si512(to + d, some ? _mm512_maskz_loadu_epi16(some, span->values[tile] + within + d)

@@ -62,7 +62,8 @@ static void place_heads(const Iteration *it, const Layer *layer, const Batch *ba
     }
 }
 
-static void run_layer(const Iteration *it, const Layer *layer, const Batch *batch, char *pool, float *x, Memory m) {
+static void run_layer(const Iteration *it, const Layer *layer, const Batch *batch, char *pool, float *x, Memory m,
+                      Range *ranges) {
     const int64_t rows = it->rows, stride = layer->qkv.outs, dim = batch->head_dim;
     const float *k = m.qkv + batch->kv_heads * batch->group * dim, *v = k + batch->kv_heads * dim;
     double since = omp_get_wtime();
@@ -72,16 +73,17 @@ static void run_layer(const Iteration *it, const Layer *layer, const Batch *batc
         it->seconds[part] += now - since;                            \
         since = now;                                                 \
     }
-    multiply_rows(&layer->qkv, x, rows, NULL, m.qkv, m.prepared);
+    multiply_rows(&layer->qkv, x, rows, NULL, m.qkv, m.prepared, ranges);
     CHARGE(QKV)
     place_heads(it, layer, batch, m.qkv);
-    attend_rows(batch, pool, (Rows){m.qkv, stride}, (Rows){k, stride}, (Rows){v, stride}, it->scale, m.attended);
+    attend_rows(batch, pool, (Rows){m.qkv, stride}, (Rows){k, stride}, (Rows){v, stride}, it->scale, m.attended,
+                ranges);
     CHARGE(ATTENTION)
-    multiply_rows(&layer->out, m.attended, rows, x, x, m.prepared);
+    multiply_rows(&layer->out, m.attended, rows, x, x, m.prepared, ranges);
     CHARGE(OUT)
-    multiply_rows(&layer->gated, x, rows, NULL, m.gated, m.prepared);
+    multiply_rows(&layer->gated, x, rows, NULL, m.gated, m.prepared, ranges);
     CHARGE(GATED)
-    multiply_rows(&layer->down, m.gated, rows, x, x, m.prepared);
+    multiply_rows(&layer->down, m.gated, rows, x, x, m.prepared, ranges);
     CHARGE(DOWN)
 }
 
@@ -94,8 +96,9 @@ void run_layers(const Iteration *it, const Layer *layers, float *x, void *memory
         threads = greater(threads, it->batches[i]->threads);
     }
     if (worth_threads(multiplications)) threads = layers->gated.threads;
+    Range ranges[threads];
 #pragma omp parallel num_threads(threads)
     for (int64_t i = 0; i < it->layers; i++)
         run_layer(it, layers + i, it->batches[i], it->pool + i * it->layer_stride, x,
-                  memory_parts(layers + i, it->rows, memory));
+                  memory_parts(layers + i, it->rows, memory), ranges);
 }

@@ -12,7 +12,6 @@
 // weight. The numbers are the same, to the bit.
 //
 // Where a CPU has AMX it multiplies bf16, whose panels are [panels][ins / 2][PANEL][2] then, and several rows of int8.
-#include <omp.h>
 #include <stdlib.h>
 
 #include "amx_bf16.h"
@@ -201,11 +200,14 @@ int64_t linear_memory(const Linear *l, int64_t rows) {
     return prepared_in(NULL, l, rows, &from_zero) - (char *)NULL + 64;
 }
 
-// The rows as the matrix wants to meet them.
+// The rows as the matrix wants to meet them. No thread of the team leaves before all have come.
 static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to) {
     const int64_t ins = l->ins, groups = groups_of(l);
     const bool in_tiles = by_amx(l, rows);
-    if (!l->norm && (l->type == FP32 || l->type == BF16)) return (Input){.exact = x};
+    if (!l->norm && (l->type == FP32 || l->type == BF16)) {
+#pragma omp barrier
+        return (Input){.exact = x};
+    }
 #pragma omp for
     for (int64_t r = 0; r < rows; r++) {
         const float *row = x + r * ins;
@@ -229,36 +231,40 @@ static void *own_memory(const Linear *l, int64_t rows) {
     return l->type == BF16 && rows > ROWS ? malloc(l->ins * PANEL * sizeof(float)) : NULL;
 }
 
-void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory) {
+void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory,
+                   Range *ranges) {
     const int64_t ins = l->ins, outs = l->outs, panels = ratio_up(outs, l->gated ? WIDTH : PANEL);
     const bool in_tiles = by_amx(l, rows);
     const int64_t most = in_tiles ? 2 * TALL : most_rows(l), numbers = in_tiles ? AMX_CHUNK_NUMBERS : CHUNK_NUMBERS;
     const int64_t chunk = rows <= most ? rows : smaller(rows, ratio_up(numbers, ins * most) * most);
     const int64_t chunks = ratio_up(rows, chunk), few = l->type == BF16_PAIRS ? 1 : 4;  // panels that a tile takes
     const int64_t together = rows == 1 ? few : rows == 2 ? ratio_up(few, 2) : 1;
-    const int64_t runs = ratio_up(panels, together), threads = omp_get_num_threads();
+    const int64_t runs = ratio_up(panels, together);
+    divide(ranges, chunks * runs);
     void *own = own_memory(l, chunk);
     Prepared prepared;
     prepared_in(memory, l, rows, &prepared);
     const Input input = prepare(l, x, rows, prepared);
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < chunks * runs; item++) {
+    for (int64_t item; (item = take_item(ranges)) != NO_ITEM;) {
         const int64_t r = item / runs * chunk;
         int64_t p = item % runs * together;
-        const int64_t end = smaller(p + together, panels), next = (item + threads) % runs * together;
+        const int64_t end = smaller(p + together, panels), next = (item + 1) % runs * together;
         while (p < end)
             p += multiply_run(l, p, next, end - p, smaller(chunk, rows - r), input_from(l, input, r),
                               add ? add + r * outs : NULL, out + r * outs, own);
     }
     leave_amx();
     free(own);
+#pragma omp barrier
 }
 
 void linear(const Linear *l, const float *x, int64_t rows, const float *add, float *out) {
     void *memory = malloc(linear_memory(l, rows));
     const bool many = worth_threads(rows * l->ins * l->outs * (1 + l->gated));
-#pragma omp parallel num_threads(many ? l->threads : 1)
-    multiply_rows(l, x, rows, add, out, memory);
+    const int64_t threads = many ? l->threads : 1;
+    Range ranges[threads];
+#pragma omp parallel num_threads(threads)
+    multiply_rows(l, x, rows, add, out, memory, ranges);
     free(memory);
 }
 

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "sharing.h"
+
 enum Type { FP32, BF16, INT8, INT8_QUADS, BF16_PAIRS };
 
 typedef struct {
@@ -23,7 +25,8 @@ int64_t linear_memory(const Linear *l, int64_t rows);
 bool worth_threads(int64_t multiplications);
 
 // out[row] = x[row] . matrix + bias + add[row]; gated: silu(x[row] . gates) * (x[row] . others). To be called by all
-// threads of a team with the same arguments; they leave it together. `add` may be `out`.
-void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory);
+// threads of a team with the same arguments; they leave it together. `add` may be `out`. ranges: of the team.
+void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory,
+                   Range *ranges);
 
 #endif
