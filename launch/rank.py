@@ -74,5 +74,5 @@ def _launcher_hint(size: int) -> str:
 def _log_to_stderr(config: Config, rank: int) -> None:
     who = "gateway" if rank == GATEWAY_RANK else f"rank {rank}"
     logging.basicConfig(level=config.log_level.upper(), format=f"%(asctime)s {who} %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "asyncio"):
+    for chatty in ("httpx2", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

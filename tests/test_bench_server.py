@@ -1,4 +1,4 @@
-"""Servers that are measured do not outlive the benchmark."""
+"""Servers that are measured: they do not outlive the benchmark, and their log is theirs."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from launch.bench.server import _read
 
 END_TIMEOUT_S = 30.0
 MEASURE = """
@@ -31,3 +33,12 @@ def test_a_benchmark_that_is_told_to_end_while_a_server_starts_stops_it(tmp_path
     finally:
         bench.kill()
         bench.wait()
+
+
+def test_reading_a_log_leaves_the_place_where_its_server_writes(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+b") as log:  # the position is shared with a process that inherits the file
+        log.write("▄ loading".encode()[1:])  # a character that is not all there
+        log.flush()
+        log.seek(4)
+        assert _read(log) == "\ufffd\ufffd loading"
+        assert os.lseek(log.fileno(), 0, os.SEEK_CUR) == 4

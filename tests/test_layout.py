@@ -1,9 +1,12 @@
 """Who may import whom, and what lies where: the source is parsed, so that imports inside functions count as well."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,8 @@ FOREIGN = {  # what a package must never load, not even through others
     "worker": {"starlette", "uvicorn", "sse_starlette", "transformers"},
     "launch": {"torch", "transformers"},
 }
+# What some commands use where it is there: plots; the GPU's benchmark and kernels.
+OPTIONAL = {"matplotlib", "transformers", "triton"}
 BENCHES = ROOT / "launch" / "bench"  # They may measure what others must not load, when they run.
 FOLDERS = {".ci", "common", "docs", "gateway", "launch", "tests", "worker"}
 
@@ -51,6 +56,19 @@ def test_a_package_keeps_out_of_what_belongs_to_the_other_side(package: str) -> 
     judged = [path for path in sources(package) if not path.is_relative_to(BENCHES)]
     wrong = {str(path): names for path in judged if (names := packages(path) & FOREIGN[package])}
     assert not wrong
+
+
+def test_all_that_is_imported_is_installed_with_us() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {normalized(re.split(r"[^\w.-]", line)[0]) for line in project["dependencies"]}
+    known = sys.stdlib_module_names | OURS | OPTIONAL
+    imported = set().union(*(packages(path) for package in OURS for path in sources(package))) - known
+    brought_by = packages_distributions()
+    assert not {name for name in imported if declared.isdisjoint(map(normalized, brought_by.get(name, [])))}
+
+
+def normalized(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def test_a_command_line_loads_no_torch() -> None:

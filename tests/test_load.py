@@ -78,8 +78,9 @@ def test_the_command_takes_a_url_and_ends_with_json(capsys: pytest.CaptureFixtur
     assert "<svg" in (tmp_path / "plot.svg").read_text()
 
 
-def test_a_url_that_does_not_answer_is_a_mistake_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "http://127.0.0.1:9/v1"]) == 2
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "127.0.0.1:9/v1"])
+def test_a_url_that_does_not_answer_is_a_mistake_of_usage(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "load", url]) == 2
     assert "does not answer" in capsys.readouterr().err
 
 

@@ -15,6 +15,8 @@ from launch.bench.server import serving
 
 Message = dict[str, str]
 
+_TIMEOUT_S = 600.0  # without a byte
+
 
 @dataclass(slots=True)
 class _Chat:
@@ -70,7 +72,7 @@ class ChatBench:
         rng = Random(7)
         system = {"role": "system", "content": random_words(rng, self.system_words)}
         chats = [_Chat([system]) for _ in range(self.chats)]
-        async with aiohttp.ClientSession(f"{url}/") as http:
+        async with aiohttp.ClientSession(f"{url}/", timeout=aiohttp.ClientTimeout(sock_read=_TIMEOUT_S)) as http:
             for chat in chats:
                 for _ in range(self.turns):
                     chat.messages.append({"role": "user", "content": random_words(rng, self.question_words)})

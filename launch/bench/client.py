@@ -24,6 +24,7 @@ would other into has more her two like him see time could no make than first bee
 down only way find use may water long little very after words called just where most know"""
 _WORDS = _COMMON.split()
 _PROBE_WORDS = 48
+_KEEP_ALIVE_S = 4.0  # shorter than servers keep a connection, so that none is used that is being closed
 # Ways to ask for an exact number of tokens, the most exact first: vLLM and Skipjoin, llama.cpp, everybody.
 _EXACT: tuple[dict[str, bool | None], ...] = ({"ignore_eos": True, "min_tokens": None}, {"ignore_eos": True}, {})
 
@@ -87,10 +88,13 @@ class Client:
         self.model = ""
 
     async def __aenter__(self) -> "Client":
-        as_many_as_asked = aiohttp.TCPConnector(limit=0)
-        self._http = aiohttp.ClientSession(
-            base_url=f"{self._url}/", headers=self._headers, timeout=self._timeout, connector=as_many_as_asked
-        )
+        as_many_as_asked = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        try:
+            self._http = aiohttp.ClientSession(
+                base_url=f"{self._url}/", headers=self._headers, timeout=self._timeout, connector=as_many_as_asked
+            )
+        except ValueError:
+            raise RequestFailed(f"{self._url!r} is no URL; it begins with http://") from None
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -145,7 +149,7 @@ class Client:
         path = "completions" if self._endpoint == "completions" else "chat/completions"
         rest = b""
         try:
-            async with self._http.post(path, json=body) as response:
+            async with self._http.post(path, json=body, allow_redirects=False) as response:
                 if response.status != 200:
                     raise RequestFailed(f"{response.status}: {(await response.read())[:300]!r}")
                 async for data in response.content.iter_any():
@@ -158,7 +162,7 @@ class Client:
     async def _first_model(self) -> str:
         try:
             async with self._http.get("models", raise_for_status=True) as response:
-                models = await response.json()
+                models = await response.json(content_type=None)
             return str(models["data"][0]["id"])
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
             raise RequestFailed(f"cannot ask {self._url} for its models: {error}") from None

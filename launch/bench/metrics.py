@@ -1,13 +1,13 @@
 """A server's own metrics, read by a benchmark."""
 
-import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from launch.bench.fetch import fetch
 
 
 def read_metrics(url: str) -> dict[str, float]:
-    """Every metric without labels, by name, of the Skipjoin with base URL `url`. Raises httpx.HTTPError."""
-    answer = httpx.get(f"{url.removesuffix('/v1')}/metrics", trust_env=False).raise_for_status()
-    families = text_string_to_metric_families(answer.text)
+    """Every metric without labels, by name, of the Skipjoin with base URL `url`. Raises OSError."""
+    families = text_string_to_metric_families(fetch(f"{url.removesuffix('/v1')}/metrics"))
     return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
 
 

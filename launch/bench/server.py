@@ -1,5 +1,6 @@
 """Servers to measure: started as a user would, stopped when done."""
 
+import os
 import re
 import signal
 import socket
@@ -9,10 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import IO, NoReturn
 
-import httpx
+from launch.bench.fetch import fetch
 
 _URL = re.compile(r"Skipjoin serves .* at (http\S+)")
 _START_TIMEOUT_S = 900.0  # vLLM compiles for minutes before it first serves
@@ -43,9 +45,10 @@ def serving_other(command: Callable[[int], Sequence[str]], environment: Mapping[
 
     def healthy(_: str) -> str | None:
         try:
-            return f"{root}/v1" if httpx.get(f"{root}/health", trust_env=False).is_success else None
-        except httpx.HTTPError:
+            fetch(f"{root}/health")
+        except (OSError, HTTPException):
             return None
+        return f"{root}/v1"
 
     with _running(command(port), environment, healthy) as url:
         yield url
@@ -56,7 +59,7 @@ def _running(
     command: Sequence[str], environment: Mapping[str, str] | None, find_url: Callable[[str], str | None]
 ) -> Iterator[str]:
     """Yields what `find_url` makes of the log, as soon as that is something."""
-    with _sigterm_raises(), tempfile.TemporaryFile("w+") as output:
+    with _sigterm_raises(), tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
         )
@@ -92,9 +95,10 @@ def _sigterm_raises() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _read(output: TextIO) -> str:
-    output.seek(0)
-    return output.read()
+def _read(output: IO[bytes]) -> str:
+    """What a server has written, which goes on at the same time: at the file's position, which is ours as well."""
+    size = os.fstat(output.fileno()).st_size
+    return os.pread(output.fileno(), size, 0).decode(errors="replace")
 
 
 def _free_port() -> int:
