@@ -95,8 +95,9 @@ class NativeAttention:
     def _prepare(self, window: int | None, group: int) -> tuple[_Batch, int, Ints]:
         """The batch as one window size sees it: the kernel's record, its address, and what it points to."""
         cache, width = self._cache, window or _UNLIMITED
-        runs = _runs(self._segments, width, max(1, _QUERIES[cache.dtype] // group))
         numbers = sum(min(s.end, width) * s.count for s in self._segments) * cache.kv_heads * cache.head_dim
+        threads = torch.get_num_threads() if numbers > _ONE_THREAD else 1
+        runs = _runs(self._segments, width, max(1, _QUERIES[cache.dtype] // group), threads)
         batch = _Batch(
             num_runs=len(runs),
             kv_heads=cache.kv_heads,
@@ -106,7 +107,7 @@ class NativeAttention:
             block_stride=cache.device.stride(0) * cache.dtype.itemsize,
             type=_TYPES[cache.dtype],
             window=width,
-            threads=torch.get_num_threads() if numbers > _ONE_THREAD else 1,
+            threads=threads,
             runs=runs.ctypes.data,
         )
         return self._batches.setdefault(window, (batch, ctypes.addressof(batch), runs))
@@ -145,8 +146,8 @@ def open_kernel(cache: KvCache, dtype: torch.dtype = torch.float32) -> Kernel | 
     return Kernel(library.attend, cache)
 
 
-def _runs(segments: list[Segment], window: int, most: int) -> Ints:
-    """Up to `most` tokens of a job each, the most work first, so that threads finish together.
+def _runs(segments: list[Segment], window: int, most: int, threads: int) -> Ints:
+    """Up to `most` tokens of a job each, about as much work for every thread, the least of it last: others help there.
 
     [runs, 4]: row of the first token, its position in the job, tokens, address of the job's blocks.
     """
@@ -156,4 +157,4 @@ def _runs(segments: list[Segment], window: int, most: int) -> Ints:
         for done in range(0, s.count, most)
     ]
     runs.sort(key=lambda run: min(run[1] + run[2], window) * run[2], reverse=True)
-    return np.array(runs, dtype=np.int64)
+    return np.array([run for thread in range(threads) for run in runs[thread::threads]], dtype=np.int64)
