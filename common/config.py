@@ -10,7 +10,7 @@ Policy = Literal["skip-join", "mlfq", "fcfs", "static", "srpt"]
 KvStrategy = Literal["proactive", "reactive", "recompute", "defer"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 Stored = Literal["exact", "bf16", "int8"]
-KvDtype = Literal["auto", "exact", "fp16", "bf16"]
+KvDtype = Literal["auto", "exact", "fp16", "bf16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 ToolFormatName = Literal["auto", "hermes", "llama", "mistral"]
 ReasoningMode = Literal["auto", "on", "off"]
@@ -69,8 +69,9 @@ class Config:
     bf16 is more exact. Where a CPU has AMX, bf16 is as fast at prompts, and meets inputs rounded to bf16, too."""
     kv_cache_dtype: KvDtype = "auto"
     """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 and bf16 halve their memory, and
-    the time that attention waits for it; bf16 is for CPUs with AMX, fp16 more exact. auto: the one that suits the CPU,
-    where --weights rounds as well and the native kernels attend; else exact."""
+    the time that attention waits for it, and int8, with a scale for each token and head, nearly quarters it; bf16 and
+    int8 are for CPUs with AMX, fp16 is more exact than either. auto: bf16 where --weights rounds as well and the CPU
+    has AMX, fp16 where it has not; exact where matrices are, and where torch attends."""
     device: Device = "auto"
     """Where the stages compute. auto: CUDA where every stage can have it, else the CPU."""
     threads: int | None = None

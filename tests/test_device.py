@@ -8,7 +8,7 @@ import pytest
 import torch
 from fakes_worker import CONFIG, SPEC
 
-from common.config import ConfigError
+from common.config import ConfigError, KvDtype
 from worker.attention.native import attends_in_tiles
 from worker.device import HostShare, Placement, _free_in_cgroup, kv_budget, place
 
@@ -68,9 +68,10 @@ def test_where_the_cpu_has_amx_keys_and_values_are_kept_as_its_tiles_want_them()
     assert kept == (torch.bfloat16 if attends_in_tiles(64, CONFIG.block_tokens) else torch.float16)
 
 
-def test_tiles_are_refused_where_there_are_none() -> None:
-    with pytest.raises(ConfigError, match="fp16 serves everywhere"):
-        place(replace(CONFIG, kv_cache_dtype="bf16"), replace(SPEC, head_dim=20), HostShare())
+@pytest.mark.parametrize("kept", ["bf16", "int8"])
+def test_tiles_are_refused_where_there_are_none(kept: KvDtype) -> None:
+    with pytest.raises(ConfigError, match=f"{kept} is for CPUs with AMX.*fp16 serves everywhere"):
+        place(replace(CONFIG, kv_cache_dtype=kept), replace(SPEC, head_dim=20), HostShare())
 
 
 def test_where_torch_attends_keys_and_values_are_exact_unless_told_otherwise() -> None:

@@ -35,8 +35,31 @@ def random_cache(
         device=torch.device("cpu"),
         dtype=dtype,
     )
-    cache.device.normal_(generator=torch.Generator().manual_seed(3))
+    numbers = torch.randn(*cache.device.shape[:-1], head_dim, generator=torch.Generator().manual_seed(3))
+    cache.device.copy_(tiles_of_bytes(*rounded(numbers)) if dtype == torch.int8 else numbers)
     return cache
+
+
+def rounded(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values as int8, and their scales."""
+    scales = numbers.abs().amax(-1) / 127
+    return (numbers / scales[..., None]).round().to(torch.int8), scales
+
+
+def tiled(pool: Tensor) -> Tensor:
+    """Blocks of bf16 as kv_tiles.h wants them: keys by pairs of dimensions, values by pairs of slots."""
+    keys, values = pool.unbind(2)  # [blocks, layers, kv_heads, block_tokens, head_dim]
+    keys = keys.unflatten(4, (-1, 2)).transpose(3, 4).reshape(values.shape)
+    values = values.unflatten(3, (-1, 2)).transpose(4, 5).reshape(values.shape)
+    return torch.stack([keys, values], 2)
+
+
+def tiles_of_bytes(numbers: Tensor, scales: Tensor) -> Tensor:
+    """Blocks of int8 as kv_tiles.h wants them: keys by dimensions, and in every head's the scales come last."""
+    keys, values = numbers.unbind(2)  # [blocks, layers, kv_heads, block_tokens, head_dim]
+    both = torch.stack([keys.transpose(3, 4).reshape(values.shape), values], 2).flatten(-2)
+    heads = torch.cat([both, scales.float().contiguous().view(torch.int8)], -1)
+    return heads.view(*numbers.shape[:-1], -1)
 
 
 def entries(cache: KvCache, lengths: list[int]) -> list[Entry]:
@@ -91,14 +114,6 @@ def test_an_fp16_pool_gives_what_an_fp32_one_with_its_numbers_does(
     torch.testing.assert_close(actual, expected, atol=1e-3, rtol=1e-3)
 
 
-def tiled(pool: Tensor) -> Tensor:
-    """Blocks as attention_tiles.c wants them: keys by pairs of dimensions, values by pairs of slots."""
-    keys, values = pool.unbind(2)  # [blocks, layers, kv_heads, block_tokens, head_dim]
-    keys = keys.unflatten(4, (-1, 2)).transpose(3, 4).reshape(values.shape)
-    values = values.unflatten(3, (-1, 2)).transpose(4, 5).reshape(values.shape)
-    return torch.stack([keys, values], 2)
-
-
 @needs_amx
 @pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize("block_tokens", [16, 32, 48])
@@ -120,8 +135,30 @@ def test_tiles_give_what_an_fp32_pool_of_their_numbers_does(
 
 
 @needs_amx
-def test_tiles_hold_no_infinity() -> None:
-    cache = random_cache(dtype=torch.bfloat16)
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("block_tokens", [16, 48])
+@pytest.mark.parametrize(("group", "head_dim"), [(1, 64), (3, 64), (4, 96), (2, 256), (50, 32)])
+def test_tiles_of_int8_give_what_an_fp32_pool_of_their_numbers_does(
+    group: int, head_dim: int, block_tokens: int, window: int | None
+) -> None:
+    tiles, exact = (
+        random_cache(head_dim=head_dim, block_tokens=block_tokens, dtype=dtype) for dtype in (torch.int8, torch.float32)
+    )
+    batch = entries(exact, LENGTHS)
+    actual = attend(tiles, open_kernel(tiles), batch, group=group, window=window)
+    attend(exact, None, batch, group=group, window=window)  # writes keys and values of the batch, unrounded
+    numbers, scales = rounded(exact.device)
+    off = (tiles.device.int() - tiles_of_bytes(numbers, scales)).abs()
+    assert off.flatten(-2)[..., : block_tokens * head_dim].max() <= 1  # a half may be rounded either way
+    exact.device.copy_(numbers * scales[..., None])
+    expected = attend(exact, None, batch, group=group, window=window)
+    torch.testing.assert_close(actual, expected, atol=6e-2, rtol=1e-2)
+
+
+@needs_amx
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_tiles_hold_no_infinity(dtype: torch.dtype) -> None:
+    cache = random_cache(dtype=dtype)
     kernel, (entry,) = open_kernel(cache), entries(cache, [1])
     assert kernel is not None
     v = torch.full((1, 3, 64), torch.inf)
@@ -149,7 +186,7 @@ def test_scores_of_any_size_are_as_exact_as_in_the_plain_path() -> None:
     )
 
 
-TYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=needs_amx)]
+TYPES = [torch.float32, torch.float16, *(pytest.param(t, marks=needs_amx) for t in (torch.bfloat16, torch.int8))]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -171,8 +208,16 @@ def test_nan_in_the_blocks_of_others_and_behind_a_jobs_end_does_not_leak(dtype: 
         behind = torch.zeros_like(cache.device[entry.blocks[-1]][None], dtype=torch.float32)
         behind[:, :, :, :, (entry.start + 1) % cache.block_tokens :] = torch.nan
         behind = tiled(behind) if dtype == torch.bfloat16 else behind
-        cache.device[entry.blocks[-1]] += behind[0].to(dtype)
-    cache.device[batch[1].blocks] = torch.nan
+        block = cache.device[entry.blocks[-1]]
+        if dtype == torch.int8:
+            scales = block.flatten(-2)[..., -4 * cache.block_tokens :].view(torch.float32)
+            scales += behind[0, ..., 0]
+        else:
+            block += behind[0].to(dtype)
+    if dtype == torch.int8:
+        cache.device[batch[1].blocks] = -1  # also as a scale: no number
+    else:
+        cache.device[batch[1].blocks] = torch.nan
     actual = attend(cache, kernel, batch)
     assert torch.equal(actual[[0, 2]], expected[[0, 2]])
     assert actual[1].isnan().all()
@@ -202,7 +247,7 @@ def test_other_pools_and_odd_heads_are_left_to_torch(dtype: torch.dtype, head_di
 def test_a_token_gets_the_same_bits_in_a_prompt_in_chunks_and_decoded(
     group: int, block_tokens: int, window: int | None, dtype: torch.dtype
 ) -> None:
-    if dtype == torch.bfloat16:
+    if dtype in (torch.bfloat16, torch.int8):
         block_tokens, head_dim = {1: 16, 12: 48, 32: 32}[block_tokens], 64
     else:
         head_dim = 8

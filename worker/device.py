@@ -13,7 +13,8 @@ from common.model_spec import ModelSpec
 from worker.attention.native import attends_in_tiles, attends_natively
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_KV_DTYPES = {**_DTYPES, "int8": torch.int8}
+_NAMES = {dtype: name for name, dtype in _KV_DTYPES.items()}
 # Shares of free memory that KV takes when the user names no size; see Config.
 _CUDA_SHARE, _CPU_SHARE, _HOST_SHARE = 0.8, 0.15, 0.25
 
@@ -98,12 +99,12 @@ def _kv_dtype(config: Config, spec: ModelSpec, dtype: torch.dtype) -> torch.dtyp
         if config.weights == "exact" or not attends_natively(spec.head_dim):
             return dtype
         return torch.bfloat16 if attends_in_tiles(spec.head_dim, config.block_tokens) else torch.float16
-    if config.kv_cache_dtype == "bf16" and not attends_in_tiles(spec.head_dim, config.block_tokens):
+    if config.kv_cache_dtype in ("bf16", "int8") and not attends_in_tiles(spec.head_dim, config.block_tokens):
         raise ConfigError(
-            "--kv-cache-dtype bf16 is for CPUs with AMX, models whose heads are a multiple of 32, and --block-tokens "
-            "that are a multiple of 16; fp16 serves everywhere"
+            f"--kv-cache-dtype {config.kv_cache_dtype} is for CPUs with AMX, models whose heads are a multiple of 32, "
+            "and --block-tokens that are a multiple of 16; fp16 serves everywhere"
         )
-    return dtype if config.kv_cache_dtype == "exact" else _DTYPES[config.kv_cache_dtype]
+    return dtype if config.kv_cache_dtype == "exact" else _KV_DTYPES[config.kv_cache_dtype]
 
 
 def _device(config: Config, share: HostShare) -> torch.device:

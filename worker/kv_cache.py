@@ -10,10 +10,18 @@ from torch import Tensor
 
 from common.model_spec import ModelSpec
 
+_SCALE_BYTES = 4  # of a key or value in int8
+
 
 def block_bytes(spec: ModelSpec, num_layers: int, block_tokens: int, dtype: torch.dtype) -> int:
     """Bytes of one block in a stage of `num_layers` layers."""
-    return spec.kv_bytes_per_token(num_layers, dtype.itemsize) * block_tokens
+    numbers = spec.kv_bytes_per_token(num_layers, dtype.itemsize) * block_tokens
+    return numbers // spec.head_dim * _slot_numbers(spec.head_dim, dtype)
+
+
+def _slot_numbers(head_dim: int, dtype: torch.dtype) -> int:
+    """What a head's key or value takes in a pool: in int8 it has a scale."""
+    return head_dim + _SCALE_BYTES if dtype == torch.int8 else head_dim
 
 
 class KvCache:
@@ -21,7 +29,8 @@ class KvCache:
 
     Block-major, so that a copy between device and host moves one contiguous region per block. Heads before slots, so
     that gathered blocks of one job are, per head, one contiguous [slots, head_dim] matrix: what a matmul wants. (In
-    bf16 on a CPU the native kernel orders a head's numbers in a block as it needs them: native/attention_tiles.c.)
+    bf16 on a CPU the native kernel orders a head's numbers in a block as it needs them, and in int8, which only it
+    reads and writes, their scales behind them: native/kv_tiles.h.)
     Fresh memory is zero and `write` lets no NaN in, because attention multiplies what lies behind a job's last
     token by zero instead of skipping it.
     """
@@ -44,7 +53,8 @@ class KvCache:
         self.head_dim = spec.head_dim
         self.dtype = dtype
         self.torch_device = device
-        block_shape = (num_layers, 2, self.kv_heads, block_tokens, self.head_dim)
+        slot_numbers = _slot_numbers(self.head_dim, dtype)
+        block_shape = (num_layers, 2, self.kv_heads, block_tokens, slot_numbers)
         if device.type == "cuda":
             self.device = torch.zeros(num_device_blocks, *block_shape, dtype=dtype, device=device)
         else:
@@ -52,8 +62,8 @@ class KvCache:
         self.host = _lazy_zeros((num_host_blocks, *block_shape), dtype)
         if device.type == "cuda" and num_host_blocks:
             _pin(self.host, self)
-        self._slot_rows = self.device.view(-1, self.head_dim)
-        self._block_rows = self.device.view(-1, block_tokens * self.head_dim)
+        self._slot_rows = self.device.view(-1, slot_numbers)
+        self._block_rows = self.device.view(-1, block_tokens * slot_numbers)
 
     @property
     def num_blocks(self) -> tuple[int, int]:

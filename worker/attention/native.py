@@ -17,10 +17,11 @@ from worker.transfer import Ints
 logger = logging.getLogger(__name__)
 
 _WIDTH = 8  # numbers of a vector in attention.c
-# Of a pool, in attention.h. bf16 is for tiles of AMX, and lies as these want it.
-_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+# Of a pool, in attention.h. bf16 and int8 are for tiles of AMX, and lie as these want them.
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
+_TILED = (torch.bfloat16, torch.int8)
 # Queries that meet a span of slots in turn: as many as stay in a core's first cache beside it.
-_QUERIES = {torch.float32: 24, torch.float16: 24, torch.bfloat16: 48}
+_QUERIES = {torch.float32: 24, torch.float16: 24, torch.bfloat16: 48, torch.int8: 48}
 # Numbers of keys up to which one thread is as fast as several, and keeps off cores that others use (measured).
 _ONE_THREAD = 2**15
 # A window that no context reaches: what `window=None` means.
@@ -119,7 +120,7 @@ def attends_natively(head_dim: int) -> bool:
 
 
 def attends_in_tiles(head_dim: int, block_tokens: int) -> bool:
-    """Whether this CPU has AMX, and tiles of it fit: then a pool of bf16 is what attention is fastest with."""
+    """Whether this CPU has AMX, and tiles of it fit: then attention is fastest with a pool of bf16 or int8."""
     library = open_library()
     if library is None:
         return False
@@ -132,7 +133,7 @@ def open_kernel(cache: KvCache, dtype: torch.dtype = torch.float32) -> Kernel | 
     if cache.torch_device.type != "cpu":
         return None
     known = dtype == torch.float32 and cache.dtype in _TYPES
-    known &= cache.dtype != torch.bfloat16 or attends_in_tiles(cache.head_dim, cache.block_tokens)
+    known &= cache.dtype not in _TILED or attends_in_tiles(cache.head_dim, cache.block_tokens)
     library = open_library()
     if not known or not attends_natively(cache.head_dim) or library is None:
         logger.info("attention is torch's: there is no kernel for %s heads of %d", dtype, cache.head_dim)

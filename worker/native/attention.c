@@ -7,7 +7,7 @@ extern const RunKernel narrow_runs[], tile_runs;
 static const RunKernel own_runs[] = RUN_KERNELS;
 
 static const RunKernel *kernel_of(const Batch *batch) {
-    if (batch->type == KV_TILES) return &tile_runs;
+    if (batch->type == KV_BF16_TILES || batch->type == KV_INT8_TILES) return &tile_runs;
     return (batch->head_dim % WIDTH ? narrow_runs : own_runs) + batch->type;
 }
 

@@ -6,7 +6,7 @@
 
 #include "sharing.h"
 
-enum KvType { KV_FP32, KV_FP16, KV_TILES };  // of the pool; the last one as attention_tiles.c says
+enum KvType { KV_FP32, KV_FP16, KV_BF16_TILES, KV_INT8_TILES };  // of the pool; tiles as kv_tiles.h says
 
 typedef struct {                // tokens of a job that follow one another
     int64_t row, start, count;  // the first one's row in q, k, v and out; its position in the job
