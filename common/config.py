@@ -70,8 +70,9 @@ class Config:
     kv_cache_dtype: KvDtype = "auto"
     """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 and bf16 halve their memory, and
     the time that attention waits for it, and int8, with a scale for each token and head, nearly quarters it; bf16 and
-    int8 are for CPUs with AMX, fp16 is more exact than either. auto: bf16 where --weights rounds as well and the CPU
-    has AMX, fp16 where it has not; exact where matrices are, and where torch attends."""
+    int8 are for CPUs with AMX, heads of a multiple of 32, and --block-tokens of a multiple of 16; fp16 is more exact
+    than either. auto: where --weights rounds as well, bf16 if that can be, else fp16; exact where matrices are, and
+    where torch attends."""
     device: Device = "auto"
     """Where the stages compute. auto: CUDA where every stage can have it, else the CPU."""
     threads: int | None = None

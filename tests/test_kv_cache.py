@@ -70,6 +70,13 @@ def test_in_fp16_a_block_takes_half_the_memory() -> None:
     assert 2 * cache.device.nbytes == make_cache(num_layers=2).device.nbytes
 
 
+def test_in_int8_every_key_and_value_has_a_scale_of_four_bytes() -> None:
+    cache = make_cache(num_layers=2, dtype=torch.int8)
+    assert cache.device[3].nbytes == cache.host[3].nbytes == block_bytes(SPEC, 2, BLOCK_TOKENS, torch.int8)
+    numbers, scales = 2 * 2 * SPEC.num_kv_heads * BLOCK_TOKENS * SPEC.head_dim, 2 * 2 * SPEC.num_kv_heads * BLOCK_TOKENS
+    assert cache.device[3].nbytes == numbers + 4 * scales
+
+
 def test_a_cache_without_host_blocks_is_possible() -> None:
     cache = make_cache(blocks=3, host_blocks=0)
     assert cache.num_blocks == (3, 0)

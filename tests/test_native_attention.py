@@ -243,15 +243,15 @@ def test_other_pools_and_odd_heads_are_left_to_torch(dtype: torch.dtype, head_di
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("window", [None, 40])
 @pytest.mark.parametrize("block_tokens", [1, 12, 32])
-@pytest.mark.parametrize("group", [1, 3, 30])
+@pytest.mark.parametrize(("group", "size"), [(1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (30, 1.0), (3, 1e-38)])
 def test_a_token_gets_the_same_bits_in_a_prompt_in_chunks_and_decoded(
-    group: int, block_tokens: int, window: int | None, dtype: torch.dtype
+    group: int, size: float, block_tokens: int, window: int | None, dtype: torch.dtype
 ) -> None:
     if dtype in (torch.bfloat16, torch.int8):
-        block_tokens, head_dim = {1: 16, 12: 48, 32: 32}[block_tokens], 64
+        block_tokens, head_dim = {1: (16, 64), 12: (48, 96), 32: (32, 64)}[block_tokens]
     else:
         head_dim = 8
-    length, rows = 200, torch.randn(200, group + 2, 3, head_dim, generator=torch.Generator().manual_seed(5))
+    length, rows = 200, torch.randn(200, group + 2, 3, head_dim, generator=torch.Generator().manual_seed(5)) * size
     q, k, v = rows.split((group, 1, 1), 1)
     q, k, v = q.transpose(1, 2).flatten(1, 2), k.squeeze(1), v.squeeze(1)
 

@@ -25,7 +25,7 @@ def _slot_numbers(head_dim: int, dtype: torch.dtype) -> int:
 
 
 class KvCache:
-    """Two pools of blocks: [blocks, layers, 2 (keys, values), kv_heads, block_tokens, head_dim].
+    """Two pools of blocks: [blocks, layers, 2 (keys, values), kv_heads, block_tokens, head_dim], in int8 with scales.
 
     Block-major, so that a copy between device and host moves one contiguous region per block. Heads before slots, so
     that gathered blocks of one job are, per head, one contiguous [slots, head_dim] matrix: what a matmul wants. (In

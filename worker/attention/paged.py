@@ -76,6 +76,7 @@ class PagedAttention:
     """The attention of one iteration; what depends on the batch alone is computed once for all layers."""
 
     def __init__(self, cache: KvCache, scratch: Scratch, inputs: Inputs) -> None:
+        assert cache.dtype.is_floating_point, "only the native kernel reads int8"
         self._cache = cache
         self._scratch = scratch
         self._segments = inputs.segments

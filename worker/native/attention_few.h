@@ -36,7 +36,7 @@ INLINE void add_products(int rows, const float *numbers, int64_t stride, Pair le
     }
 }
 
-// scores[row][slot] = query . key, less the key's scale. queries: [rows][head_dim]. ahead: the span to ask memory for.
+// scores[row][slot] = query . key, before the key's scale. queries: [rows][head_dim]. ahead: the span to ask memory for.
 INLINE void score_few(bool int8, int rows, const Batch *batch, const float *queries, const Span *span, const Span *ahead,
                       float (*scores)[SPAN]) {
     const int64_t dim = batch->head_dim, line = line_bytes(batch, batch->block_tokens);

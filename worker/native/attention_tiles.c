@@ -47,7 +47,7 @@ INLINE Vec power_of_two(Vec x) {
 #define SUMS_2 TILE_6
 #define SUMS_3 TILE_7
 
-// scores[row][slot] = query . key, less the key's scale. ahead: the span whose keys to ask memory for, or none.
+// scores[row][slot] = query . key, before the key's scale. ahead: the span whose keys to ask memory for, or none.
 static void score(const Tile *tile, const Span *span, const Columns *columns, const Span *ahead, int64_t dim,
                   float (*scores)[SPAN]) {
     finish_stores();
