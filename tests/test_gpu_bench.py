@@ -37,7 +37,7 @@ def test_every_part_is_measured(capsys: pytest.CaptureFixture[str], monkeypatch:
 
 
 def test_the_least_time_is_that_of_bytes_and_operations() -> None:
-    bounds = Bounds(Limits(bytes_per_s=3e12, flops_per_s=1e15), _LLAMA_3_8B, weight_bytes=2, kv_bytes=2)
+    bounds = Bounds(Limits(bytes_per_s=3e12, flops_per_s=1e15), _LLAMA_3_8B, weight_bytes=2, kv_bytes=2**17)
     assert bounds.decode_s(1, 0) == pytest.approx(7.5e9 * 2 / 3e12, rel=0.01)  # 8.03e9 weights less the embedding
     assert bounds.decode_s(9, 1000) - bounds.decode_s(1, 1000) == pytest.approx(8 * 1000 * 131072 / 3e12)
     assert bounds.prompt_s(1) == pytest.approx(2 * 6.98e9 / 1e15, rel=0.01)  # without embedding and head

@@ -25,13 +25,14 @@ def test_a_part_within_another_stops_the_outer_ones_clock(monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize(
-    ("options", "kv_bytes"), [({}, 4), ({"weights": "int8"}, 2), ({"kv_cache_dtype": "fp16"}, 2)], ids=str
+    ("options", "number_bytes"), [({}, 4), ({"weights": "int8"}, 2), ({"kv_cache_dtype": "fp16"}, 2)], ids=str
 )
 def test_the_bound_reads_keys_and_values_as_they_are_kept(
-    tmp_path: Path, options: dict[str, Any], kv_bytes: int
+    tmp_path: Path, options: dict[str, Any], number_bytes: int
 ) -> None:
     bench = IterationBench(model=str(write_tiny_model(tmp_path)), threads=1, **options)
-    assert bench._bounds(Limits(1.0, 1.0)).kv_bytes == kv_bytes
+    bounds = bench._bounds(Limits(1.0, 1.0))
+    assert bounds.kv_bytes == bounds.spec.kv_bytes_per_token(bounds.spec.num_layers, number_bytes)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")

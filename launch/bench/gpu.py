@@ -96,7 +96,8 @@ class GpuBench:
             f"{placement.name}: {limits.bytes_per_s / 1e9:.0f} GB/s, {limits.flops_per_s / 1e12:.4g} TFLOP/s",
             flush=True,
         )
-        bounds = Bounds(limits, spec, placement.dtype.itemsize, placement.kv_dtype.itemsize)
+        kv_bytes = spec.kv_bytes_per_token(spec.num_layers, placement.kv_dtype.itemsize)
+        bounds = Bounds(limits, spec, placement.dtype.itemsize, kv_bytes)
         bench = device.DeviceBench(spec, placement, self._config(), tokens=self._tokens(), iterations=self.iterations)
         report = {"bench": "gpu", "on": placement.name, **asdict(self), **self._measure(bench, bounds)}
         if self.generating_jobs:

@@ -136,11 +136,14 @@ class IterationBench:
         return found
 
     def _bounds(self, limits: Limits) -> Bounds:
-        from worker.device import HostShare, place  # noqa: PLC0415 - a command line that measures nothing needs no torch
+        # A command line that measures nothing needs no torch.
+        from worker.device import HostShare, place  # noqa: PLC0415
+        from worker.kv_cache import block_bytes  # noqa: PLC0415
 
         spec = read_spec(locate(self.model))
         placement = place(self._config(1, self.context), spec, HostShare())
-        return Bounds(limits, spec, _BYTES_PER_WEIGHT[self.weights], placement.kv_dtype.itemsize)
+        kv_bytes = block_bytes(spec, spec.num_layers, 1, placement.kv_dtype)
+        return Bounds(limits, spec, _BYTES_PER_WEIGHT[self.weights], kv_bytes)
 
     def _measure_prompt(self) -> float:
         """Seconds that the iteration with the whole of a prompt takes."""

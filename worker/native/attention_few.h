@@ -73,7 +73,7 @@ INLINE void weigh_few(bool int8, int rows, const Batch *batch, const float *weig
                 Pair left = load_pair(int8, numbers, line), right = load_pair(int8, numbers + side, line);
                 if (ahead->tiles > tile) {
                     const char *soon = ahead->values[tile].numbers + at;
-                    if (!int8 || d % LINE == 0) ask_for_line(soon), ask_for_line(soon + (int8 ? line : side));
+                    if (!int8 || d % LINE == 0) ask_for_memory(soon, LINE), ask_for_memory(soon + (int8 ? line : side), LINE);
                 }
                 if (slot + 1 == end) left.odd = right.odd = (Vec){0};  // what lies there may be no number
                 add_products(rows, weights + slot, SPAN, left, right, halves);

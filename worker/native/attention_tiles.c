@@ -61,7 +61,7 @@ static void score(const Tile *tile, const Span *span, const Columns *columns, co
 #define SCORE(i, columns_tile, sums)                                               \
     if (span->tiles > i) {                                                         \
         for (int64_t p = 0; ahead && ahead->tiles > i && p < STEP / 2; p++)        \
-            ask_for_line(ahead->keys[i].numbers + at + p * columns->key_stride);   \
+            ask_for_memory(ahead->keys[i].numbers + at + p * columns->key_stride, LINE); \
         _tile_loadd(columns_tile, columns->keys[i] + at, columns->key_stride);     \
         _tile_dpbf16ps(sums, ROWS_TILE, columns_tile);                             \
     }
@@ -121,8 +121,7 @@ static void gather_values(const Span *span, const Span *ahead, int64_t dim, uint
         const int64_t tile = p / (SLOTS / 2), within = p % (SLOTS / 2) * line;
         const uint16_t *from = (const uint16_t *)span->values[tile].numbers + within;
         if (ahead->tiles > tile)
-            for (int64_t d = 0; d < line; d += LINE / 2)
-                ask_for_line(ahead->values[tile].numbers + (within + d) * sizeof(uint16_t));
+            ask_for_memory(ahead->values[tile].numbers + within * sizeof(uint16_t), line * sizeof(uint16_t));
         const __mmask32 some = p < pairs ? ~0u : p == pairs && span->slots % 2 ? 0x55555555u : 0;
         for (int64_t d = 0; d < line; d += 2 * WIDTH)
             _mm512_storeu_si512(to + d, some ? _mm512_maskz_loadu_epi16(some, from + d) : _mm512_setzero_si512());
@@ -155,8 +154,7 @@ static void unpack_values(const Span *span, const Span *ahead, int64_t dim, uint
     for (int64_t slot = 0; slot < span->slots; slot += 2, to += 2 * dim) {
         const int64_t tile = slot / SLOTS, at = slot % SLOTS * dim;
         const char *values = span->values[tile].numbers + at;
-        for (int64_t d = 0; d < 2 * dim && ahead->tiles > tile; d += LINE)
-            ask_for_line(ahead->values[tile].numbers + at + d);
+        if (ahead->tiles > tile) ask_for_memory(ahead->values[tile].numbers + at, 2 * dim);
         for (int64_t d = 0; d < dim; d += WIDTH)
             _mm512_storeu_si512(to + 2 * d, pairs_of_bytes(values + d, values + dim + d));
     }

@@ -57,12 +57,9 @@ static void find_span(const Batch *batch, const Run *run, int64_t head, char *po
     }
 }
 
-// Into the second cache.
-INLINE void ask_for_line(const char *memory) { __builtin_prefetch(memory, 0, 2); }
-
 // The line of the cache in which a pair of lines of the pool, `bytes` long, begins, if it is the first that does.
 INLINE void ask_for_pair(const char *numbers, int64_t at, int64_t bytes) {
-    if (at % LINE < bytes) ask_for_line(numbers + at);
+    if (at % LINE < bytes) ask_for_memory(numbers + at, LINE);
 }
 
 // Scales of a span's slots, and zeros behind its end: what lies there may be no number. ahead: asked for.
@@ -70,7 +67,7 @@ INLINE void gather_scales(const Span *span, const Part *parts, const Span *ahead
     for (int64_t i = 0; i < TILES; i++) {
         const __mmask16 some = (__mmask16)((1u << smaller(greater(span->slots - i * SLOTS, 0), SLOTS)) - 1);
         to[i] = some ? (Vec)_mm512_maskz_loadu_ps(some, parts[i].scales) : (Vec){0};
-        if (ahead->tiles > i) ask_for_line((const char *)ahead_parts[i].scales);
+        if (ahead->tiles > i) ask_for_memory(ahead_parts[i].scales, SLOTS * sizeof(float));
     }
 }
 
