@@ -112,7 +112,7 @@ class Config:
     """Most prompt tokens in one iteration, divided by the stages; longer prompts are computed in chunks. 0: as many as
     --max-batch-tokens."""
     plan_ahead: bool = True
-    """Send a stage that is alone its next iteration before the result of the one that it computes is seen."""
+    """Send the first stage its next iteration before the result that the last one computes is seen."""
     prefix_cache: bool = True
     """Keep the KV of full blocks after their job ended, and share it with jobs that begin with the same tokens."""
     max_waiting_jobs: int = 1024

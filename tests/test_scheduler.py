@@ -4,7 +4,7 @@ import pytest
 from fakes import Drive, FixedMask, answer, scheduler
 
 from common.config import KvStrategy
-from common.records import UNSEEN, Logprobs, Result
+from common.records import UNSEEN, Logprobs, Plan, Result
 from gateway.scheduling.cost import LinearCost, Profile
 from gateway.scheduling.job import Residence
 from gateway.scheduling.scheduler import Expected
@@ -421,8 +421,49 @@ def test_nothing_is_planned_ahead_while_somebody_lacks_memory() -> None:
     assert run.scheduler.plan_ahead(1.0) is None
 
 
-def test_nothing_is_planned_ahead_for_a_pipeline() -> None:
-    run = drive(pipeline_parallel=2)
-    run.submit(1, 4, 9)
+def test_a_pipeline_gets_one_plan_more_than_it_has_stages_where_more_jobs_wait() -> None:
+    run = drive(pipeline_parallel=2, max_batch_jobs=2)
+    jobs = [run.submit(job_id, 4, 3) for job_id in range(6)]
+    plans: list[Plan] = []
+
+    def send(plan: Plan | None) -> None:
+        assert plan is not None
+        plans.append(plan)
+
+    send(run.scheduler.plan(0.0))
+    send(run.scheduler.plan(0.0))
+    assert run.scheduler.plan(0.0) is None
+    send(run.scheduler.plan_ahead(0.0))
+    assert run.scheduler.plan_ahead(0.0) is None
+    for now in range(1, 7):
+        run.scheduler.commit(answer(plans[now - 1]), float(now))
+        assert run.scheduler.plan(float(now)) is None
+        send(run.scheduler.plan_ahead(float(now)))
+    assert [[entry.job_id for entry in plan.entries] for plan in plans] == [[0, 1], [2, 3], [4, 5]] * 3
+    assert [job.counts.preemptions for job in jobs] == [0] * 6
+
+
+def test_nothing_is_planned_ahead_for_a_pipeline_that_has_a_batch_for_everybody() -> None:
+    run = drive(pipeline_parallel=2, max_batch_jobs=2)
+    for job_id in range(4):
+        run.submit(job_id, 4, 3)
     run.scheduler.plan(0.0)
-    assert run.scheduler.plan_ahead(0.9) is None
+    assert run.scheduler.plan_ahead(0.0) is None
+    run.scheduler.plan(0.0)
+    assert run.scheduler.plan_ahead(0.0) is None
+
+
+def test_nothing_is_planned_ahead_for_a_pipeline_where_somebody_lacks_the_memory_that_others_could_leave() -> None:
+    run = drive(device=8, block_tokens=4, pipeline_parallel=2, max_batch_jobs=1, policy="srpt")
+    for job_id in range(3):
+        run.submit(job_id, 5, 30)
+    plans = [run.scheduler.plan(0.0), run.scheduler.plan(0.0), run.scheduler.plan_ahead(0.0)]
+    flights = [plan for plan in plans if plan is not None]
+    run.submit(3, 12, 2)
+    run.scheduler.commit(answer(flights[0]), 1.0)
+    assert run.scheduler.plan_ahead(1.0) is None
+    run.scheduler.commit(answer(flights[1]), 2.0)
+    plan = run.scheduler.plan(2.0)
+    assert plan is not None
+    assert plan.offloads
+    assert run.scheduler.plan_ahead(2.0) is None

@@ -82,8 +82,8 @@ def make_policy(config: Config, cost: CostModel) -> Policy:
 class Scheduler:
     """Holds all active jobs. At most `pipeline_parallel` plans are in flight, and one that was made ahead.
 
-    A job that decodes is in at most one of them, and in that made ahead. One that prefills may be in all, chunk by
-    chunk: a stage computes the next chunk while later stages are at the one before.
+    A job that decodes is in at most one of them, and with one stage in that made ahead. One that prefills may be in
+    all, chunk by chunk: a stage computes the next chunk while later stages are at the one before.
     """
 
     def __init__(
@@ -164,21 +164,26 @@ class Scheduler:
         return self._order(turn, now, epoch)
 
     def plan_ahead(self, now: float, epoch: int = 0) -> Plan | None:
-        """The iteration after the only one in flight, before that has a result: its jobs go on with tokens unseen.
+        """One iteration more than there are stages, so that the first has it before a result is seen.
+
+        A stage that is alone goes on with the jobs in flight, their tokens unseen. The first of several does not know
+        what the last one draws: it gets other jobs, where more are there than a batch for each stage.
 
         None where the result decides more: what a penalty or a grammar makes of the next token, or whose KV can make
-        room for others. And where there are several stages: the first does not know what the last one draws.
+        room for others.
         """
-        if self._config.pipeline_parallel > 1 or self.num_in_flight != 1:
+        stages = self._config.pipeline_parallel
+        if self.num_in_flight != stages or any(flight.crowded for flight in self._flights):
             return None
-        (flight,) = self._flights
-        if flight.crowded:
+        if stages > 1:
+            may_go_on = len(self.queue) > stages * self._config.max_batch_jobs
+        else:
+            batch = self._flights[0].batch
+            may_go_on = not any(job.is_shaped or job.residence is not Residence.DEVICE for job in batch)
+        if not may_go_on:
             return None
-        for job in flight.batch:
-            if job.is_shaped or job.residence is not Residence.DEVICE:
-                return None
         self._begin_turn(now)
-        turn = self._walk(ahead=True)
+        turn = self._walk(ahead=stages == 1)
         return self._order(turn, now, epoch) if turn.batch and not turn.blocked else None
 
     def _order(self, turn: Turn, now: float, epoch: int) -> Plan | None:
@@ -299,7 +304,7 @@ class Scheduler:
             return self._config.max_batch_jobs
         held = {job for flight in self._flights for job in flight.batch if not job.may_join(ahead=False)}
         ready = len(self.queue) - len(held)
-        slots = self._config.pipeline_parallel - self.num_in_flight
+        slots = max(1, self._config.pipeline_parallel - self.num_in_flight)
         return min(self._config.max_batch_jobs, -(-ready // slots))
 
     def _hold(self, jobs: Iterable[Job]) -> None:
@@ -318,10 +323,17 @@ class Scheduler:
             job.started_at = now
             job.counts.cached_tokens = job.computed
             self._num_started += 1
-        elif job.last_seq is not None and self._seq + 1 - job.last_seq > self._config.pipeline_parallel:
+        elif self._was_left_out(job):
             job.counts.preemptions += 1
         job.last_seq = self._seq + 1
         return uploads
+
+    def _was_left_out(self, job: Job) -> bool:
+        """Whether a plan was made without the job that could have had it."""
+        stages = self._config.pipeline_parallel
+        assert job.last_seq is not None
+        # Those in flight were made before its last result was seen; a stage that is alone gets it without that.
+        return self._seq - job.last_seq > (max(stages - 1, self.num_in_flight) if stages > 1 else 0)
 
     def _drop(self, jobs: list[Job]) -> None:
         for job in jobs:
