@@ -79,6 +79,22 @@ def relay(index: int, port: int) -> list[bool]:
     return arrived
 
 
+def come_early(index: int, port: int) -> list[bool]:
+    """All is expected before anything is received, and what is expected last never comes."""
+    link = open_link(setup(2, port), index)
+    counts, arrived = (3, 300, 1, 2), []
+    if index == 1:
+        for count in (*counts, 5):
+            link.expect(count)
+    for count in counts:
+        if index == 0:
+            link.send(rows(count))
+        else:
+            arrived.append(torch.equal(link.receive(count), rows(count)))
+    link.close()
+    return arrived
+
+
 def move_to_next_epoch(index: int, port: int) -> list[bool]:
     """Stage 0 leaves with a message under way; the same processes meet again and trade places."""
     link = open_link(setup(2, port, epoch=1), index)
@@ -104,6 +120,7 @@ def lose_a_neighbour(index: int, port: int) -> str:
         return "gone"
     try:
         if index == 2:
+            link.expect(1)
             link.receive(1)
         for _ in range(10):
             link.send(rows(1))
@@ -163,6 +180,10 @@ def play(part: Callable[[int, int], Any], num_stages: int) -> list[Any]:
 
 def test_activations_pass_through_three_processes_in_order() -> None:
     assert play(relay, 3) == [[], [True] * 7, [True] * 7]
+
+
+def test_activations_that_are_expected_come_early_and_in_order_and_close_waits_for_none() -> None:
+    assert play(come_early, 2) == [[], [True] * 4]
 
 
 def test_the_same_processes_can_meet_again_in_another_order() -> None:

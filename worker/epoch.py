@@ -10,7 +10,10 @@ from worker.runner import Runner
 
 
 class Epoch:
-    """Copies of a plan start when it is taken, however many plans wait before it; iterations run one by one."""
+    """A plan's copies start, and its activations may come, when it is taken, however many plans wait before it.
+
+    Iterations run one by one.
+    """
 
     def __init__(self, number: int, runner: Runner, cache: KvCache, link: Link) -> None:
         self.number = number
@@ -26,6 +29,7 @@ class Epoch:
     def take(self, plan: Plan) -> None:
         """Start the plan's copies and queue its batch."""
         assert plan.epoch == self.number, f"plan {plan.seq} of epoch {plan.epoch} in {self!r}"
+        self._runner.expect(plan)
         self._waiting.append((plan, self._copier.start(plan.offloads, plan.uploads)))
 
     def advance(self) -> Result | None:

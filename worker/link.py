@@ -34,6 +34,9 @@ class Link(Protocol):
     def send(self, hidden: Tensor) -> None:
         """Start sending [rows, hidden] to the next stage; nobody may write it any more. Raises LinkLost."""
 
+    def expect(self, rows: int) -> None:
+        """Expect [rows, hidden] after all that was expected before: they may arrive while this stage computes."""
+
     def receive(self, rows: int) -> Tensor:
         """The next [rows, hidden] from the stage before. Raises LinkLost, also when the deadline passes."""
         ...
@@ -59,6 +62,9 @@ class LocalLink:
     def send(self, hidden: Tensor) -> None:
         assert self._after is not None, "the last stage has nobody to send to"
         self._after.put(hidden)
+
+    def expect(self, rows: int) -> None:
+        """The queue takes whatever comes."""
 
     def receive(self, rows: int) -> Tensor:
         assert self._before is not None, "the first stage has nobody to receive from"
@@ -124,6 +130,7 @@ class DistributedLink:
         self._timeout = timedelta(seconds=timeout_s)
         self._num_stages = len(setup.stages)
         self._sent: deque[tuple[dist.Work | None, Tensor]] = deque()
+        self._expected: deque[tuple[dist.Work | None, Tensor]] = deque()
         try:
             self._connect(setup, timedelta(seconds=connect_timeout_s))
         except (RuntimeError, ValueError) as error:  # dist's own errors are RuntimeErrors
@@ -152,24 +159,39 @@ class DistributedLink:
     def send(self, hidden: Tensor) -> None:
         buffer = hidden.contiguous() if self._backend == "nccl" else _to_host(hidden)
         try:
-            # As many plans are in flight as there are stages: an older send was received long ago.
-            while len(self._sent) > self._num_stages:
+            # At most one plan more is in flight than there are stages: an older send was received long ago.
+            while len(self._sent) > self._num_stages + 1:
                 self._wait(self._sent.popleft()[0])
             work = dist.isend(buffer, self._index + 1)
         except RuntimeError as error:
             raise LinkLost(f"stage {self._index + 1} cannot be reached: {error}") from error
         self._sent.append((work, buffer))  # The buffer must live until it has left.
 
+    def expect(self, rows: int) -> None:
+        # A send waits until the receiver has told of its buffer. nccl is not told ahead: until that was received, it
+        # would send nothing either.
+        if self._backend == "gloo":
+            try:
+                self._expected.append(self._post(rows))
+            except RuntimeError as error:  # `receive` will say so
+                logger.debug("cannot expect activations: %s", error)
+
     def receive(self, rows: int) -> Tensor:
+        try:
+            work, buffer = self._expected.popleft() if self._expected else self._post(rows)
+            self._wait(work)
+        except RuntimeError as error:
+            raise LinkLost(f"stage {self._index - 1} sends nothing: {error}") from error
+        assert len(buffer) == rows, f"{len(buffer)} rows were expected, {rows} are due"
+        return buffer.to(self._device, non_blocking=True)
+
+    def _post(self, rows: int) -> tuple[dist.Work | None, Tensor]:
+        """Ask for the next [rows, hidden]. Returns what to wait for, and where they will be."""
         direct = self._backend == "nccl" or self._device.type == "cpu"
         buffer = torch.empty(
             rows, *self._shape, dtype=self._dtype, device=self._device if direct else "cpu", pin_memory=not direct
         )
-        try:
-            self._wait(dist.irecv(buffer, self._index - 1))
-        except RuntimeError as error:
-            raise LinkLost(f"stage {self._index - 1} sends nothing: {error}") from error
-        return buffer if direct else buffer.to(self._device, non_blocking=True)
+        return dist.irecv(buffer, self._index - 1), buffer
 
     def _wait(self, work: dist.Work | None) -> None:
         assert work is not None, "this process is not in the group"
@@ -183,6 +205,7 @@ class DistributedLink:
         except RuntimeError as error:
             logger.debug("closing with activations under way: %s", error)
         self._sent.clear()
+        self._expected.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
 

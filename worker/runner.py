@@ -54,6 +54,11 @@ class Runner:
         self._graphs: DecodeGraphs | None = None
         self._drawn: dict[int, int] = {}  # by job, in the last iteration
 
+    def expect(self, plan: Plan) -> None:
+        """Let the plan's activations arrive while plans before it run."""
+        if not self._stage.is_first:
+            self._link.expect(_num_rows(plan.entries))
+
     @torch.inference_mode()
     def run(self, plan: Plan, copies: Copies) -> Result | None:
         """Run one iteration and hand it on; the last stage returns the result.
@@ -63,7 +68,7 @@ class Runner:
         """
         entries = [self._seen(entry) for entry in plan.entries]
         inputs = build_inputs(entries, self._cache.block_tokens, self._device) if entries else None
-        x = self._receive(inputs)
+        x = self._receive(entries, inputs)
         begun = time.perf_counter()
         if plan.copies_first:
             copies.wait(self._timeout_s)
@@ -97,9 +102,9 @@ class Runner:
             return entry
         return replace(entry, tokens=[*entry.tokens[:-1], self._drawn[entry.job_id]])
 
-    def _receive(self, inputs: Inputs | None) -> Tensor:
+    def _receive(self, entries: list[Entry], inputs: Inputs | None) -> Tensor:
         if not self._stage.is_first:
-            return self._link.receive(len(inputs.tokens) if inputs else 1)
+            return self._link.receive(_num_rows(entries))
         return inputs.tokens if inputs else self._zeros(1)
 
     def _forward(self, x: Tensor, inputs: Inputs | None) -> Tensor:
@@ -138,6 +143,11 @@ class Runner:
 
     def _zeros(self, rows: int) -> Tensor:
         return torch.zeros(rows, self._hidden_size, dtype=self._dtype, device=self._device)
+
+
+def _num_rows(entries: list[Entry]) -> int:
+    """Of the activations between stages."""
+    return sum(len(entry.tokens) for entry in entries) or 1
 
 
 def _placed(places: list[int], answers: list[T | None], num_entries: int) -> list[T | None]:
