@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
+import numpy as np
 import uvloop
 from tqdm import tqdm
 
 from common.config import Stored
 from launch.bench.client import Client
-from launch.bench.load import Load
+from launch.bench.load import Load, LoadResult
 from launch.bench.metrics import increase, read_metrics
 from launch.bench.server import serving
 from launch.lab.workload import Request, make_requests
 
 _PROMPT = "Name a colour that you like, and say in a few words why."
 _WARM_UP = [Request(0.0, 100, 24)] * 8
+# Closed loops that differ in what the gateway works for: few tokens in an iteration, many requests, many tokens.
+_COST_LOOPS = [(2, 8, 96), (16, 128, 8), (16, 64, 96)]  # clients, requests, output tokens of each
+_COST_PROMPT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,7 @@ class OverheadBench:
 
     First requests for one token, one after the other: what a client waits beyond the time that the stage computed. Then
     a closed loop: how long iterations are, in what share of them the last stage computes, what the scheduler and the
-    gateway take.
+    gateway take. Last some loops that tell what of the gateway's time is for requests, iterations and tokens.
     """
 
     model: str | None = None
@@ -51,11 +55,15 @@ class OverheadBench:
             figures = uvloop.run(self._measure(url))
         share = figures["scheduling_ms"] / figures["iteration_ms"]
         print(f"one token: {figures['first_token_ms']:.1f} ms, {figures['beyond_compute_ms']:.2f} ms beyond computing")
-        print(f"{self.clients} clients: {figures['tokens_per_s']:.1f} tok/s")
+        print(f"{self.clients} clients: {figures['tokens_per_s']:.1f} tok/s while all of them were busy")
         print(f"  an iteration takes {figures['iteration_ms']:.1f} ms")
         print(f"  the last stage computes for {100 * figures['compute_share']:.1f} % of it")
         print(f"  the scheduler takes {figures['scheduling_ms']:.2f} ms of it, {100 * share:.2f} %")
-        print(f"  the gateway uses {figures['gateway_us_per_token']:.0f} µs of processor time for a token")
+        print(f"  the gateway uses {figures['gateway_us_per_token']:.0f} µs of processor time for a token, all in all:")
+        costs = (
+            f"{figures[f'gateway_us_of_{what}']:.0f} µs for each {what}" for what in ("request", "iteration", "token")
+        )
+        print(f"  {', '.join(costs)}")
         print(json.dumps({"bench": "overhead", "clients": self.clients, **figures}))
         return 0
 
@@ -64,22 +72,24 @@ class OverheadBench:
             await client.prepare()
             await Load(client, _WARM_UP, seed=1).closed_loop(4)
             total_s, computing_s = self._first_tokens(url)
-            before = read_metrics(url)
             with tqdm(total=self.load, desc=f"{self.clients} clients", leave=False) as bar:
-                result = await Load(client, make_requests("mix", self.load), 0, bar.update).closed_loop(self.clients)
-            added = increase(before, read_metrics(url))
+                load = Load(client, make_requests("mix", self.load), 0, bar.update)
+                result, added = await _counted(url, load, self.clients)
+            loops = [(result, added)]
+            for seed, (clients, requests, tokens) in enumerate(tqdm(_COST_LOOPS, desc="costs", leave=False)):
+                load = Load(client, [Request(0.0, _COST_PROMPT, tokens)] * requests, seed)
+                loops.append(await _counted(url, load, clients))
         iterations, busy_s = added["skipjoin_iterations_total"], added["skipjoin_busy_seconds_total"]
         return {
             "first_token_ms": 1e3 * statistics.median(total_s),
             "beyond_compute_ms": 1e3
             * statistics.median(total - computing for total, computing in zip(total_s, computing_s, strict=True)),
-            "tokens_per_s": result.tokens_per_s,
+            "tokens_per_s": result.busy_tokens_per_s,
             "iteration_ms": 1e3 * busy_s / iterations,
             "compute_share": added["skipjoin_compute_seconds_total"] / busy_s,
             "scheduling_ms": 1e3 * added["skipjoin_scheduling_seconds_total"] / iterations,
-            "gateway_us_per_token": 1e6
-            * added["process_cpu_seconds_total"]
-            / sum(sample.output_tokens for sample in result.samples),
+            "gateway_us_per_token": 1e6 * added["process_cpu_seconds_total"] / _tokens(result),
+            **_gateway_costs(loops),
         }
 
     def _first_tokens(self, url: str) -> tuple[list[float], list[float]]:
@@ -94,6 +104,26 @@ class OverheadBench:
             computing_s.append(increase(before, read_metrics(url))["skipjoin_compute_seconds_total"])
         connection.close()
         return total_s, computing_s
+
+
+async def _counted(url: str, load: Load, clients: int) -> tuple[LoadResult, dict[str, float]]:
+    """A closed loop, and what the server's metrics gained by it."""
+    before = read_metrics(url)
+    result = await load.closed_loop(clients)
+    return result, increase(before, read_metrics(url))
+
+
+def _tokens(result: LoadResult) -> int:
+    return sum(sample.output_tokens for sample in result.samples)
+
+
+def _gateway_costs(loops: list[tuple[LoadResult, dict[str, float]]]) -> dict[str, float]:
+    """Processor time of the gateway for each request, iteration and token: the least squares of all loops."""
+    worked_for = [(len(result.samples), added["skipjoin_iterations_total"], _tokens(result)) for result, added in loops]
+    seconds = [added["process_cpu_seconds_total"] for _, added in loops]
+    costs, *_ = np.linalg.lstsq(np.array(worked_for, dtype=float), np.array(seconds), rcond=None)
+    names = ("request", "iteration", "token")
+    return {f"gateway_us_of_{name}": 1e6 * float(cost) for name, cost in zip(names, costs, strict=True)}
 
 
 def _first_token_s(connection: HTTPConnection, path: str) -> float:
