@@ -226,6 +226,8 @@ class JobEngine:
             self._take_commands(scheduler)
             while self._send(self._timed(scheduler.plan)):
                 pass
+            if self._config.pipeline_parallel > 1:  # the first stage may be done long before the last one
+                self._plan_ahead(scheduler)
             self._record()
             # After the next plans are on their way: text and events are made while the stages compute.
             self._hand_over(chunks)
@@ -256,19 +258,19 @@ class JobEngine:
     def _wait_for_result(self, scheduler: Scheduler) -> Result | None:
         """The next result; None when new jobs could use a free slot of the pipeline meanwhile.
 
-        Another plan is sent ahead. To a stage that is alone as late as is safe before the result comes, so that new
-        jobs are not kept waiting.
+        A stage that is alone is sent another plan as late as is safe before it comes, so that new jobs are not kept
+        waiting.
         """
         start, begun = time.monotonic(), self._begun[0]
         timeout_s = self._config.iteration_timeout
         full = scheduler.num_in_flight >= self._config.pipeline_parallel
         expected = scheduler.expected()
         if full:
-            # The first of several stages may be done long before the last one.
-            ahead = self._config.pipeline_parallel > 1 and self._plan_ahead(scheduler)
             sure_s = self._pace.sure_s(expected) - (start - begun)
             if (result := self._look(sure_s, repeat(sure_s))) is None:
-                ahead = self._plan_ahead(scheduler) or ahead
+                if self._config.pipeline_parallel == 1:
+                    self._plan_ahead(scheduler)
+                ahead = scheduler.num_in_flight > self._config.pipeline_parallel
                 result = self._look(timeout_s, self._pace.pauses(time.monotonic() - begun, calm=ahead))
         else:
             result = self._look(timeout_s, growing_pauses(), until_woken=True)
@@ -295,12 +297,10 @@ class JobEngine:
             time.sleep(min(next(pauses), end - self._looked, STOP_LOOK_S))
         return None
 
-    def _plan_ahead(self, scheduler: Scheduler) -> bool:
-        """Whether there was something to send."""
-        if not self._config.plan_ahead:
-            return False
-        self._take_commands(scheduler)
-        return self._send(self._timed(scheduler.plan_ahead))
+    def _plan_ahead(self, scheduler: Scheduler) -> None:
+        if self._config.plan_ahead:
+            self._take_commands(scheduler)
+            self._send(self._timed(scheduler.plan_ahead))
 
     def _idle(self) -> None:
         if self._state == "draining":

@@ -36,6 +36,23 @@ def test_copies_start_when_a_plan_is_taken_however_many_wait_before_it() -> None
     assert (cache.host[2] == 7.0).all()
 
 
+def test_activations_are_expected_when_a_plan_is_taken() -> None:
+    expected: list[int] = []
+
+    class Listening(LocalLink):
+        def expect(self, rows: int) -> None:
+            expected.append(rows)
+
+    cache, last = make_cache(), partition(SPEC, 2)[1]
+    link = Listening(None, None, 0.1)
+    sizes = {"hidden_size": SPEC.hidden_size, "dtype": torch.float32}
+    epoch = Epoch(4, Runner(FakeStage(SPEC, last), last, cache, link, timeout_s=10.0, **sizes), cache, link)
+    epoch.take(Plan(0, 4, [FakeJob(0, [5, 6, 7], [0]).entry(), FakeJob(1, [5], [1]).entry()], [], [], False))
+    epoch.take(Plan(1, 4, [], [(3, 2)], [], False))
+    assert expected == [4, 1]
+    epoch.close()
+
+
 def test_plans_run_in_the_order_they_were_taken() -> None:
     epoch = open_epoch(make_cache())
     for seq in (8, 9):

@@ -80,17 +80,22 @@ def relay(index: int, port: int) -> list[bool]:
 
 
 def come_early(index: int, port: int) -> list[bool]:
-    """All is expected before anything is received, and what is expected last never comes."""
+    """All is expected and has left before anything is received; what is expected last never comes."""
     link = open_link(setup(2, port), index)
+    store = TCPStore("127.0.0.1", port, is_master=False)
     counts, arrived = (3, 300, 1, 2), []
-    if index == 1:
+    if index == 0:
+        for count in counts:
+            link.send(rows(count))
+        for work, _ in link._sent:
+            assert work is not None
+            work.wait(timedelta(seconds=TIMEOUT_S))
+        store.set("sent", "yes")
+    else:
         for count in (*counts, 5):
             link.expect(count)
-    for count in counts:
-        if index == 0:
-            link.send(rows(count))
-        else:
-            arrived.append(torch.equal(link.receive(count), rows(count)))
+        store.wait(["sent"], timedelta(seconds=TIMEOUT_S))
+        arrived = [torch.equal(link.receive(count), rows(count)) for count in counts]
     link.close()
     return arrived
 
@@ -120,7 +125,8 @@ def lose_a_neighbour(index: int, port: int) -> str:
         return "gone"
     try:
         if index == 2:
-            link.expect(1)
+            for _ in range(3):
+                link.expect(1)
             link.receive(1)
         for _ in range(10):
             link.send(rows(1))
@@ -182,7 +188,7 @@ def test_activations_pass_through_three_processes_in_order() -> None:
     assert play(relay, 3) == [[], [True] * 7, [True] * 7]
 
 
-def test_activations_that_are_expected_come_early_and_in_order_and_close_waits_for_none() -> None:
+def test_activations_that_are_expected_come_early_and_in_order() -> None:
     assert play(come_early, 2) == [[], [True] * 4]
 
 

@@ -443,14 +443,40 @@ def test_a_pipeline_gets_one_plan_more_than_it_has_stages_where_more_jobs_wait()
     assert [job.counts.preemptions for job in jobs] == [0] * 6
 
 
-def test_nothing_is_planned_ahead_for_a_pipeline_that_has_a_batch_for_everybody() -> None:
+def test_nothing_is_planned_ahead_for_a_pipeline_where_it_would_hold_few_jobs() -> None:
     run = drive(pipeline_parallel=2, max_batch_jobs=2)
-    for job_id in range(4):
+    for job_id in range(5):
         run.submit(job_id, 4, 3)
     run.scheduler.plan(0.0)
-    assert run.scheduler.plan_ahead(0.0) is None
+    assert run.scheduler.plan_ahead(0.0) is None  # a stage would have none
     run.scheduler.plan(0.0)
     assert run.scheduler.plan_ahead(0.0) is None
+    run.submit(5, 4, 3)
+    assert run.scheduler.plan_ahead(0.0) is not None
+
+
+def test_a_job_that_waited_for_its_own_result_was_not_preempted_however_many_plans_were_in_flight() -> None:
+    run = drive(pipeline_parallel=2, max_batch_jobs=1)
+    jobs = [run.submit(job_id, 4, 9) for job_id in range(3)]
+    plans = [run.scheduler.plan(0.0), run.scheduler.plan(0.0), run.scheduler.plan_ahead(0.0)]
+    first, second, third = [plan for plan in plans if plan is not None]
+    run.scheduler.commit(answer(first), 1.0)
+    run.scheduler.abort(jobs[1])
+    run.scheduler.commit(answer(second), 2.0)
+    plan = run.scheduler.plan(2.0)  # nothing was planned meanwhile
+    assert plan is not None
+    assert [entry.job_id for entry in plan.entries] == [0]
+    run.scheduler.commit(answer(third), 3.0)
+    assert (jobs[0].counts.preemptions, jobs[2].counts.preemptions) == (0, 0)
+
+
+def test_an_iteration_of_a_pipeline_is_charged_from_when_it_had_a_stage() -> None:
+    run = drive(pipeline_parallel=2, max_batch_jobs=1)
+    jobs = [run.submit(job_id, 4, 9) for job_id in range(3)]
+    plans = [run.scheduler.plan(0.0), run.scheduler.plan(0.0), run.scheduler.plan_ahead(0.0)]
+    for now, plan in zip((1.0, 3.0, 4.0), [plan for plan in plans if plan is not None], strict=True):
+        run.scheduler.commit(answer(plan), now)
+    assert [job.attained_s for job in jobs] == [1.0, 3.0, 3.0]
 
 
 def test_nothing_is_planned_ahead_for_a_pipeline_where_somebody_lacks_the_memory_that_others_could_leave() -> None:

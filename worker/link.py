@@ -131,6 +131,7 @@ class DistributedLink:
         self._num_stages = len(setup.stages)
         self._sent: deque[tuple[dist.Work | None, Tensor]] = deque()
         self._expected: deque[tuple[dist.Work | None, Tensor]] = deque()
+        self._failure: RuntimeError | None = None  # of what was to be expected next
         try:
             self._connect(setup, timedelta(seconds=connect_timeout_s))
         except (RuntimeError, ValueError) as error:  # dist's own errors are RuntimeErrors
@@ -168,16 +169,18 @@ class DistributedLink:
         self._sent.append((work, buffer))  # The buffer must live until it has left.
 
     def expect(self, rows: int) -> None:
-        # A send waits until the receiver has told of its buffer. nccl is not told ahead: until that was received, it
-        # would send nothing either.
-        if self._backend == "gloo":
+        # gloo sends only when the receiver has told of its buffer. nccl has streams, where a receipt that waits could
+        # hold up what is sent: it is told when the activations are due.
+        if self._backend == "gloo" and self._failure is None:
             try:
                 self._expected.append(self._post(rows))
-            except RuntimeError as error:  # `receive` will say so
-                logger.debug("cannot expect activations: %s", error)
+            except RuntimeError as error:  # `receive` says so
+                self._failure = error
 
     def receive(self, rows: int) -> Tensor:
         try:
+            if not self._expected and self._failure is not None:
+                raise self._failure
             work, buffer = self._expected.popleft() if self._expected else self._post(rows)
             self._wait(work)
         except RuntimeError as error:

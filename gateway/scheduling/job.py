@@ -78,7 +78,7 @@ class Job:
 
     in_flight: int = 0  # plans that it is in and that are not committed
     coming: int = 0  # tokens that those plans compute
-    last_seq: int | None = None  # the newest plan it was in
+    last_seq: int | None = None  # the newest plan that it was in, or that could not know its last result
     passed_over: int = 0  # turns in which it did not fit, in a row
     started_at: float | None = None
     counts: Counts = field(default_factory=Counts)

@@ -58,7 +58,7 @@ class _Share(msgspec.Struct, frozen=True):
 @dataclass(slots=True)
 class _InFlight:
     seq: int
-    begun_at: float  # when it was planned, or had no more plans before it than there are stages
+    begun_at: float  # when it was planned, or had fewer plans before it than there are stages
     batch: dict[Job, _Share]
     moves: Moves
     crowded: bool  # somebody who would have run lacked memory
@@ -82,8 +82,8 @@ def make_policy(config: Config, cost: CostModel) -> Policy:
 class Scheduler:
     """Holds all active jobs. At most `pipeline_parallel` plans are in flight, and one that was made ahead.
 
-    A job that decodes is in at most one of them, and with one stage in that made ahead. One that prefills may be in
-    all, chunk by chunk: a stage computes the next chunk while later stages are at the one before.
+    A job that decodes is in at most one of them, and with one stage also in that made ahead. One that prefills may be
+    in all, chunk by chunk: a stage computes the next chunk while later stages are at the one before.
     """
 
     def __init__(
@@ -167,16 +167,16 @@ class Scheduler:
         """One iteration more than there are stages, so that the first has it before a result is seen.
 
         A stage that is alone goes on with the jobs in flight, their tokens unseen. The first of several does not know
-        what the last one draws: it gets other jobs, where more are there than a batch for each stage.
+        what the last one draws: it gets other jobs, where they fill an iteration.
 
         None where the result decides more: what a penalty or a grammar makes of the next token, or whose KV can make
         room for others.
         """
-        stages = self._config.pipeline_parallel
+        stages, most_jobs = self._config.pipeline_parallel, self._config.max_batch_jobs
         if self.num_in_flight != stages or any(flight.crowded for flight in self._flights):
             return None
         if stages > 1:
-            may_go_on = len(self.queue) > stages * self._config.max_batch_jobs
+            may_go_on = len(self.queue) > stages * most_jobs
         else:
             batch = self._flights[0].batch
             may_go_on = not any(job.is_shaped or job.residence is not Residence.DEVICE for job in batch)
@@ -184,7 +184,9 @@ class Scheduler:
             return None
         self._begin_turn(now)
         turn = self._walk(ahead=stages == 1)
-        return self._order(turn, now, epoch) if turn.batch and not turn.blocked else None
+        fills = len(turn.batch) == most_jobs or not turn.prompt_tokens_left
+        is_worth_it = turn.batch and (stages == 1 or fills)  # one with few jobs takes nearly as long
+        return self._order(turn, now, epoch) if is_worth_it and not turn.blocked else None
 
     def _order(self, turn: Turn, now: float, epoch: int) -> Plan | None:
         """Make a plan of a turn; None if there is nothing to do in it."""
@@ -223,6 +225,7 @@ class Scheduler:
         stages = self._config.pipeline_parallel
         if len(self._flights) >= stages:
             self._flights[stages - 1].begun_at = now
+        unknowing = self._seq if stages > 1 else flight.seq  # the newest plan that was made without this result
         decode_s = self._cost.decode_s(max(1, len(flight.batch)))
         outcomes = []
         for job, scores in zip(flight.batch, result.scores, strict=False):
@@ -230,6 +233,7 @@ class Scheduler:
         logprobs = result.logprobs or [None] * len(flight.batch)
         for (job, share), token, said in zip(flight.batch.items(), result.tokens, logprobs, strict=True):
             job.land(share.tokens)
+            job.last_seq = max(job.last_seq or 0, unknowing)
             if job.aborted or job.finish_reason is not None:  # It may have ended before this plan, made ahead, began.
                 continue
             _attribute(job, share, elapsed_s)
@@ -323,17 +327,10 @@ class Scheduler:
             job.started_at = now
             job.counts.cached_tokens = job.computed
             self._num_started += 1
-        elif self._was_left_out(job):
+        elif job.last_seq is not None and self._seq > job.last_seq:
             job.counts.preemptions += 1
         job.last_seq = self._seq + 1
         return uploads
-
-    def _was_left_out(self, job: Job) -> bool:
-        """Whether a plan was made without the job that could have had it."""
-        stages = self._config.pipeline_parallel
-        assert job.last_seq is not None
-        # Those in flight were made before its last result was seen; a stage that is alone gets it without that.
-        return self._seq - job.last_seq > (max(stages - 1, self.num_in_flight) if stages > 1 else 0)
 
     def _drop(self, jobs: list[Job]) -> None:
         for job in jobs:

@@ -1,7 +1,8 @@
 """A discrete-event simulation of a server: its own scheduler, a manual clock, and a cost model for the workers.
 
-Knows no policy. As in the server, at most as many plans are in flight as there are stages, plans reach all stages at
-once, and a stage hands an iteration on when it has computed it and finished the plan's copies.
+Knows no policy. As in the server, plans reach all stages at once, and a stage hands an iteration on when it has
+computed it and finished the plan's copies. At most as many plans are in flight as there are stages: none is made ahead,
+as results are seen, and plans are made, in no time.
 """
 
 import math
