@@ -86,3 +86,29 @@ def test_no_server_is_told_as_such() -> None:
 
     with pytest.raises(RequestFailed, match="cannot ask"):
         asyncio.run(use())
+
+
+def test_a_server_that_hangs_up_after_an_answer_without_saying_so_gets_each_request() -> None:
+    event = b'data: {"choices": [{"text": "so"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}\n\n'
+
+    answering: list[asyncio.Task[None] | None] = []
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answering.append(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(event), event))
+        while not (await reader.read(2**16)).endswith(b"}"):  # the body
+            pass
+        await reader.read(1)  # the beginning of another request, or the end
+        writer.close()
+        await writer.wait_closed()
+
+    async def use() -> list[int]:
+        async with await asyncio.start_server(answer_once, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with Client(f"http://127.0.0.1:{port}/v1") as client:
+                lengths = [(await client.complete("hello", 1)).output_tokens for _ in range(3)]
+            await asyncio.gather(*(task for task in answering if task is not None))
+            return lengths
+
+    assert asyncio.run(use()) == [1, 1, 1]

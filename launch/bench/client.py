@@ -24,7 +24,6 @@ would other into has more her two like him see time could no make than first bee
 down only way find use may water long little very after words called just where most know"""
 _WORDS = _COMMON.split()
 _PROBE_WORDS = 48
-_KEEP_ALIVE_S = 4.0  # shorter than servers keep a connection, so that none is used that is being closed
 # Ways to ask for an exact number of tokens, the most exact first: vLLM and Skipjoin, llama.cpp, everybody.
 _EXACT: tuple[dict[str, bool | None], ...] = ({"ignore_eos": True, "min_tokens": None}, {"ignore_eos": True}, {})
 
@@ -88,7 +87,8 @@ class Client:
         self.model = ""
 
     async def __aenter__(self) -> "Client":
-        as_many_as_asked = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        # A connection for each request: llama.cpp's server closes one after an answer, and does not say so.
+        as_many_as_asked = aiohttp.TCPConnector(limit=0, force_close=True)
         try:
             self._http = aiohttp.ClientSession(
                 base_url=f"{self._url}/", headers=self._headers, timeout=self._timeout, connector=as_many_as_asked
