@@ -98,7 +98,9 @@ def tokens(answers: list[Answer]) -> list[list[int]]:
 def test_tokens_do_not_depend_on_other_jobs_or_stages(
     tiny: Path, alone: Alone, stages: int, mode: dict[str, Any]
 ) -> None:
-    together = run_world(thirty_jobs(300), model=str(tiny), threads=1, **mode, pipeline_parallel=stages)
+    # Of 4 jobs, so that every number of stages is sent an iteration ahead.
+    options: dict[str, Any] = {"threads": 1, **mode, "pipeline_parallel": stages, "max_batch_jobs": 4}
+    together = run_world(thirty_jobs(300), model=str(tiny), **options)
     assert tokens(together) == tokens(alone(mode))
 
 
