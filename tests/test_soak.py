@@ -65,7 +65,7 @@ async def stream_all(
 
 
 def test_two_hundred_streams_end_and_leave_memory_and_processors_as_before(tmp_path: Path) -> None:
-    with running(skipjoin("--kv-device-memory", "512MiB", "--kv-host-memory", "256MiB"), tmp_path / "log") as server:
+    with running(skipjoin("--kv-device-memory", "512MiB", "--kv-host-memory", "64MiB"), tmp_path / "log") as server:
         asyncio.run(stream_all(server, 200))  # fills the pools, which are taken from the system on first use
         before = resident_mib(server)
         start = time.monotonic()
