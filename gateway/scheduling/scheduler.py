@@ -184,9 +184,11 @@ class Scheduler:
             return None
         self._begin_turn(now)
         turn = self._walk(ahead=stages == 1)
-        fills = len(turn.batch) == most_jobs or not turn.prompt_tokens_left
-        is_worth_it = turn.batch and (stages == 1 or fills)  # one with few jobs takes nearly as long
-        return self._order(turn, now, epoch) if is_worth_it and not turn.blocked else None
+        if turn.blocked or not turn.batch:
+            return None
+        is_full = len(turn.batch) == most_jobs or not turn.prompt_tokens_left
+        # One more with few jobs would take nearly as long as one with many.
+        return self._order(turn, now, epoch) if stages == 1 or is_full else None
 
     def _order(self, turn: Turn, now: float, epoch: int) -> Plan | None:
         """Make a plan of a turn; None if there is nothing to do in it."""

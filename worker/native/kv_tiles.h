@@ -95,7 +95,8 @@ static void write_bf16(const Batch *batch, const float *key, const float *value,
     }
 }
 
-// Numbers as int8: the largest one becomes 127 or -127, or all are 0 where it is next to nothing. Returns the scale, which is no number where one of them is none.
+// Numbers as int8: the largest one becomes 127 or -127, or all are 0 where it is next to nothing. Returns the scale,
+// which is no number where one of them is none.
 static float round_to_int8(const float *x, int64_t dim, int8_t *to) {
     Vec largest = {0}, none = {0};
     for (int64_t d = 0; d < dim; d += WIDTH) {
