@@ -1,6 +1,6 @@
 """What the HTTP side asks of the engine, and what it gets back. Both sides of the hand-over are defined here."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -122,9 +122,11 @@ State = Literal["loading", "ready", "draining", "lost"]
 
 
 class Stream(Protocol):
-    """The tokens of one job, as they come: iterate it on the event loop."""
+    """The tokens of one job, as they come. One reader, on the event loop."""
 
-    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+    def next(self) -> Awaitable[Chunk]:
+        """What the next iteration gives. Not to be asked again before that is there, nor after the last chunk."""
+        ...
 
     def finish(self) -> None:
         """The text is complete, by a stop string: the last chunk comes soon, with the trace. Harmless after the end."""

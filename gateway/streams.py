@@ -1,8 +1,8 @@
-"""The tokens of one job on their way to a client: filled by the engine's hand-over, iterated on the loop."""
+"""The tokens of one job on their way to a client: filled by the engine's hand-over, awaited on the loop."""
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 
 from gateway.generation import Chunk
 
@@ -14,29 +14,24 @@ class JobStream:
         self._on_finish = on_finish
         self._on_abort = on_abort
         self._chunks: deque[Chunk] = deque()
-        self._reader: asyncio.Future[None] | None = None  # who waits for a chunk
+        self._reader: asyncio.Future[Chunk] | None = None  # the last that was asked for
         self._ended = False
-        self._read = False  # to the end
 
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        return self
-
-    async def __anext__(self) -> Chunk:
-        if self._read:
-            raise StopAsyncIteration
-        while not self._chunks:
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        chunk = self._chunks.popleft()
-        self._read = chunk.finish_reason is not None
-        return chunk
+    def next(self) -> Awaitable[Chunk]:
+        """A future, not a coroutine: its chunk reaches whoever awaits it without a step in between."""
+        self._reader = asyncio.get_running_loop().create_future()
+        if self._chunks:
+            self._reader.set_result(self._chunks.popleft())
+        return self._reader
 
     def put(self, chunk: Chunk) -> None:
-        if not self._ended:
-            self._ended = chunk.finish_reason is not None
+        if self._ended:
+            return
+        self._ended = chunk.finish_reason is not None
+        if self._reader is None or self._reader.done():  # nobody waits, or who did was cancelled
             self._chunks.append(chunk)
-            if self._reader is not None and not self._reader.done():
-                self._reader.set_result(None)
+        else:
+            self._reader.set_result(chunk)
 
     def finish(self) -> None:
         if not self._ended:

@@ -1,12 +1,12 @@
 """Stand-ins for unit tests of pure logic: a manual clock's drive of the scheduler, and small constructors."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.config import Config
 from common.records import Plan, Result
-from gateway.generation import Generation
+from gateway.generation import Chunk, Generation, Stream
 from gateway.scheduling.cost import CostModel, LinearCost
 from gateway.scheduling.job import Job
 from gateway.scheduling.scheduler import Outcome, Scheduler
@@ -19,6 +19,14 @@ def generation(prompt: int, output: int, **options: Any) -> Generation:
 
 def scheduler(cost: CostModel, *, device: int = 10_000, host: int = 10_000, **options: Any) -> Scheduler:
     return Scheduler(Config(**options), cost, device, host)
+
+
+async def chunks_of(stream: Stream) -> AsyncIterator[Chunk]:
+    """All of them, as they come."""
+    while True:
+        yield (chunk := await stream.next())
+        if chunk.finish_reason is not None:
+            return
 
 
 class FixedMask:

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,6 +62,10 @@ class FakeStream:
         self.aborted = threading.Event()
         self._engine = engine
         self._number = number
+        self._chunks = self._told()
+
+    def next(self) -> Awaitable[Chunk]:
+        return anext(self._chunks)
 
     def finish(self) -> None:
         self.aborted.set()
@@ -69,7 +73,7 @@ class FakeStream:
     def abort(self) -> None:
         self.aborted.set()
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
+    async def _told(self) -> AsyncIterator[Chunk]:
         tokens, reason = self._outcome()
         prompt = tuple(said for token in self.job.prompt[1:] for said in self._logprobs(token))
         prompt_logprobs = prompt if self.job.prompt_logprobs else ()

@@ -1,7 +1,6 @@
 """Choices in the making: stop strings, minimum lengths, failures, and the order of several."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 from fakes_gateway import byte_text_model, trace
@@ -17,16 +16,15 @@ from gateway.text.stop_strings import StopStrings
 
 
 class Stream:
-    """Gives its chunks one after the other; with a turn, it first waits for its number."""
+    """Gives its chunks one after the other, each in another turn of the event loop."""
 
     def __init__(self, *chunks: Chunk) -> None:
-        self.chunks = chunks
         self.aborts = 0
+        self._chunks = list(chunks)
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        for chunk in self.chunks:
-            await asyncio.sleep(0)
-            yield chunk
+    async def next(self) -> Chunk:
+        await asyncio.sleep(0)
+        return self._chunks.pop(0)
 
     def finish(self) -> None:
         self.aborts += 1
@@ -95,10 +93,10 @@ def test_half_a_character_at_the_end_is_replaced() -> None:
     assert parts(one) == [(0, "\ufffd")]
 
 
-def test_an_error_of_the_engine_and_a_stream_without_an_end_are_failures() -> None:
-    for stream in (Stream(Chunk((), "error", Failure("gone"))), Stream(Chunk((97,)))):
-        with pytest.raises(GenerationFailed):
-            parts(choice(stream))
+@pytest.mark.parametrize("failure", [Failure("gone"), None])
+def test_an_error_of_the_engine_is_a_failure(failure: Failure | None) -> None:
+    with pytest.raises(GenerationFailed, match="gone" if failure else "failed"):
+        parts(choice(Stream(Chunk((), "error", failure))))
 
 
 def test_several_choices_come_in_turns_and_all_to_their_end() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +37,7 @@ class Turn:
 
 class Stream:
     def __init__(self, turns: list[Turn], reason: FinishReason) -> None:
-        self._turns = turns
+        self._turns = list(turns)
         self._reason = reason
         self._finished = False
 
@@ -48,14 +47,14 @@ class Stream:
     def abort(self) -> None:
         self._finished = True
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        for turn in self._turns:
+    async def next(self) -> Chunk:
+        if self._turns and not self._finished:
+            turn = self._turns.pop(0)
             for _ in range(turn.delay):
                 await asyncio.sleep(0)
-            if self._finished:
-                break
-            yield Chunk(tuple(turn.tokens), logprobs=tuple(Logprobs(-1.0, []) for _ in turn.tokens))
-        yield Chunk((), "stop" if self._finished else self._reason, trace=trace())
+            if not self._finished:
+                return Chunk(tuple(turn.tokens), logprobs=tuple(Logprobs(-1.0, []) for _ in turn.tokens))
+        return Chunk((), "stop" if self._finished else self._reason, trace=trace())
 
 
 @st.composite

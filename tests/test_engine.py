@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import answer, generation
+from fakes import answer, chunks_of, generation
 
 from common.channel import LocalChannel, receive
 from common.config import Config
@@ -92,7 +92,7 @@ async def running(
 
 
 async def collect(stream: Stream) -> list[Chunk]:
-    return [chunk async for chunk in stream]
+    return [chunk async for chunk in chunks_of(stream)]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -202,7 +202,7 @@ def test_a_text_that_is_complete_ends_its_job_with_a_trace(tmp_path: Path) -> No
         async with running(tmp_path) as (engine, _):
             stream = engine.submit([generation(4, 100)])[0]
             reasons = []
-            async for chunk in stream:
+            async for chunk in chunks_of(stream):
                 reasons.append(chunk.finish_reason)
                 stream.finish()
             assert reasons[-1] == "stop"

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fakes import chunks_of
+
 from common.channel import LocalChannel
 from common.config import Config
 from common.model_files import locate
@@ -75,7 +77,7 @@ class LocalWorld:
             tokens: list[int] = []
             logprobs: list[Logprobs] = []
             prompt_logprobs: list[Logprobs] = []
-            async for chunk in stream:
+            async for chunk in chunks_of(stream):
                 tokens += chunk.tokens
                 logprobs += chunk.logprobs
                 prompt_logprobs += chunk.prompt_logprobs

@@ -4,7 +4,7 @@ Streamed and plain answers, chat and completions all read the same choices. Know
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import aclosing
 from itertools import repeat
 
@@ -65,7 +65,6 @@ class Choice:
         self.finish_reason: Finish | None = None
         self.trace: SchedulingTrace | None = None
         self._stream = stream
-        self._chunks = aiter(stream)
         self._detokenizer = detokenizer
         self._stops = stops
         self._parser = parser
@@ -79,19 +78,18 @@ class Choice:
         self._logprob_sum = 0.0
         self._ended = False
 
-    async def next(self) -> Chunk:
-        """What the next iteration gave this job. Raises GenerationFailed when the engine gives up on it."""
-        try:
-            chunk = await anext(self._chunks)
-        except StopAsyncIteration:
-            chunk = Chunk((), "error", Failure("The server lost this generation."))
+    def next(self) -> Awaitable[Chunk]:
+        """What the next iteration gives this job. Not after `finish_reason` is set."""
+        return self._stream.next()
+
+    def take(self, chunk: Chunk) -> list[Part]:
+        """What is certain with `chunk`; sets `finish_reason` with the last one, or where the output is complete.
+
+        Raises GenerationFailed when the engine gives up on the job.
+        """
         if chunk.finish_reason == "error":
             self._end("error")
             raise GenerationFailed(chunk.error or Failure("The server failed on this generation."))
-        return chunk
-
-    def take(self, chunk: Chunk) -> list[Part]:
-        """What is certain with `chunk`; sets `finish_reason` with the last one, or where the output is complete."""
         self.cached_tokens = chunk.cached_tokens
         opening = [] if self._echo is None else self._opening(self._echo, chunk)
         parts = opening + self._parser.push(self._text(chunk))
