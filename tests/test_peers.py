@@ -110,7 +110,7 @@ def test_the_medians_of_the_rounds_are_told(tmp_path: Path) -> None:
     found = medians(comparison)["one stream"]
     assert {server: figures["tok/s"] for server, figures in found.items()} == {"a": 3.0, "b": 5.0}
     assert found["a"]["TTFT, ms"] == 1000.0
-    assert math.isnan(found["a"]["short JCT P95"])  # no request was short
+    assert math.isnan(found["a"]["short JCT P95, s"])  # no request was short
     _, head, first, second = "\n".join(report(comparison)).split("\n")
     assert head.split()[:3] == ["one", "stream", "tok/s"]
     assert [first.split()[0], second.split()[0]] == ["a", "b"]

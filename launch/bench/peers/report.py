@@ -42,11 +42,11 @@ Figure = Callable[[Run], float]
 _COLUMNS: dict[str, Figure] = {
     "tok/s": lambda run: run.tokens_per_s,
     "TTFT, ms": lambda run: 1e3 * run.figures["mean_ttft_s"],
-    "TTFT P95": lambda run: 1e3 * run.figures["p95_ttft_s"],
+    "TTFT P95, ms": lambda run: 1e3 * run.figures["p95_ttft_s"],
     "TPOT, ms": lambda run: 1e3 * run.figures["mean_tpot_s"],
     "JCT, s": lambda run: run.figures["mean_jct_s"],
-    "JCT P95": lambda run: run.figures["p95_jct_s"],
-    "short JCT P95": lambda run: run.short.get("p95_jct_s", float("nan")),
+    "JCT P95, s": lambda run: run.figures["p95_jct_s"],
+    "short JCT P95, s": lambda run: run.short.get("p95_jct_s", float("nan")),
 }
 
 
@@ -64,9 +64,9 @@ def medians(comparison: Comparison) -> dict[str, dict[str, dict[str, float]]]:
 def report(comparison: Comparison) -> Iterator[str]:
     """Lines of text: a table for each load."""
     for load, by_server in medians(comparison).items():
-        yield f"\n{load:<30}" + "".join(f"{name:>15}" for name in _COLUMNS)
+        yield f"\n{load:<30}" + "".join(f"{name:>18}" for name in _COLUMNS)
         for server, figures in by_server.items():
-            yield f"{server:<30}" + "".join(f"{figures[name]:15.4g}" for name in _COLUMNS)
+            yield f"{server:<30}" + "".join(f"{figures[name]:18.4g}" for name in _COLUMNS)
 
 
 def draw(comparison: Comparison, path: Path) -> None:
@@ -74,35 +74,46 @@ def draw(comparison: Comparison, path: Path) -> None:
     grouped = _grouped(comparison.runs)
     servers = list(dict.fromkeys(run.server for run in comparison.runs))
     with figure(path, len(_DRAWN), width=6.4) as axes:
-        for axis, name in zip(axes, _DRAWN, strict=True):
+        for axis, (name, title) in zip(axes, _DRAWN.items(), strict=True):
             _draw_bars(axis, grouped, servers, _COLUMNS[name])
-            axis.set_title(name)
-        axes[0].legend(fontsize="x-small")
+            axis.set_title(title)
+        axes[0].legend(fontsize="x-small", loc="upper left")
 
 
 def _draw_bars(axis: Any, grouped: dict[str, dict[str, list[Run]]], servers: list[str], pick: Figure) -> None:
+    """A load that `pick` says nothing of has no place."""
+    picked = {
+        load: {server: sorted(v for v in map(pick, runs) if not math.isnan(v)) for server, runs in by_server.items()}
+        for load, by_server in grouped.items()
+    }
+    shown = {load: values for load, values in picked.items() if any(values.values())}
     width = 0.8 / len(servers)
     for place, server in enumerate(servers):
-        for index, by_server in enumerate(grouped.values()):
-            values = sorted(value for value in map(pick, by_server.get(server, [])) if not math.isnan(value))
-            if values:
-                middle = statistics.median(values)
-                axis.bar(
-                    index + (place - (len(servers) - 1) / 2) * width,
-                    middle,
-                    width,
-                    yerr=[[middle - values[0]], [values[-1] - middle]],
-                    label=server if index == 0 else None,
-                    color=f"C{place}",
-                    capsize=1.5,
-                    error_kw={"lw": 0.8},
-                )
-    axis.set_xticks(range(len(grouped)), [load.replace(" of ", "\nof ") for load in grouped], fontsize="x-small")
-    axis.set_yscale("log" if axis.patches else "linear")
+        found = {index: values[server] for index, values in enumerate(shown.values()) if values.get(server)}
+        middles = [statistics.median(values) for values in found.values()]
+        axis.bar(
+            [index + (place - (len(servers) - 1) / 2) * width for index in found],
+            middles,
+            width,
+            yerr=[
+                [middle - values[0] for middle, values in zip(middles, found.values(), strict=True)],
+                [values[-1] - middle for middle, values in zip(middles, found.values(), strict=True)],
+            ],
+            label=server,
+            color=f"C{place}",
+            capsize=1.5,
+            error_kw={"lw": 0.8},
+        )
+    axis.set_xticks(range(len(shown)), [load.replace(" of ", "\nof ") for load in shown], fontsize="x-small")
+    axis.set_ylim(bottom=0)  # the bars' lengths are to be compared
     axis.grid(axis="y", alpha=0.3)
 
 
-_DRAWN = ("tok/s", "TTFT P95", "short JCT P95")
+_DRAWN = {  # with their titles
+    "tok/s": "output tok/s",
+    "TTFT P95, ms": "time to first token, P95, ms",
+    "short JCT P95, s": "short requests, done after, P95, s",
+}
 
 
 def _grouped(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
