@@ -5,6 +5,7 @@ commands one way and one `call_soon_threadsafe` per iteration the other way.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -91,6 +92,7 @@ class JobEngine:
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._streams: dict[int, tuple[Job, JobStream]] = {}
         self._jobs: dict[JobStream, Job] = {}
+        self._untold: list[tuple[JobStream, Chunk]] = []  # what the event loop has not been told of the last result
         self._next_id = 1
         self._service_s = 0.0  # moving average of seconds per finished job, all jobs together
         self._last_finish = 0.0  # or when the first job came after all had ended
@@ -210,8 +212,7 @@ class JobEngine:
             self._closed = True
             self._end_all(self.failure or "the server is shutting down")
             self._pipeline.stop()
-            if self._recorder is not None:
-                self._recorder.close()
+            self._note(Recorder.close)
 
     def _new_scheduler(self, cluster: Cluster) -> Scheduler:
         pools, first_seq = cluster.pools, cluster.plans_used + 1
@@ -220,7 +221,6 @@ class JobEngine:
         )
 
     def _serve(self, scheduler: Scheduler) -> None:
-        chunks: list[tuple[JobStream, Chunk]] = []
         while not self._stopping:
             self._wake.clear()
             self._take_commands(scheduler)
@@ -230,14 +230,12 @@ class JobEngine:
                 self._plan_ahead(scheduler)
             self._record()
             # After the next plans are on their way: text and events are made while the stages compute.
-            self._hand_over(chunks)
-            chunks = []
+            self._hand_over()
             if not scheduler.num_in_flight:
                 self._idle()
             elif (result := self._wait_for_result(scheduler)) is not None:
-                chunks = self._commit(scheduler, result)
+                self._commit(scheduler, result)
                 self._record()
-        self._hand_over(chunks)
 
     def _timed(self, plan: Callable[[float], Plan | None]) -> Plan | None:
         start = time.monotonic()
@@ -327,14 +325,15 @@ class JobEngine:
     def _end(self, scheduler: Scheduler, job: Job, command: _End, now: float) -> None:
         scheduler.abort(job)
         if command.complete:
+            last = Chunk((), "stop", trace=self._trace(job, now), cached_tokens=job.counts.cached_tokens)
             self._note_finish(job, now)
-            self._hand_over([(command.stream, Chunk((), "stop", trace=self._trace(job, now)))])
+            self._call(_deliver, [(command.stream, last)])
         else:
             self.statistics.aborted += 1
             self._forget(job)
 
-    def _commit(self, scheduler: Scheduler, result: Result) -> list[tuple[JobStream, Chunk]]:
-        """Take a result in. Returns what the event loop is to be told."""
+    def _commit(self, scheduler: Scheduler, result: Result) -> None:
+        """Take a result in."""
         start, now = time.monotonic(), self._clock()
         outcomes = scheduler.commit(result, now)
         self.statistics.scheduling_s += time.monotonic() - start
@@ -342,11 +341,10 @@ class JobEngine:
         self.statistics.iterations += 1
         self.statistics.compute_s += result.compute_s
         self.statistics.stalled_s += result.stalled_s
-        chunks = [(self._streams[outcome.job.id][1], self._chunk(outcome, now)) for outcome in outcomes]
+        self._untold = [(self._streams[outcome.job.id][1], self._chunk(outcome, now)) for outcome in outcomes]
         for outcome in outcomes:
             if outcome.finish_reason is not None:
                 self._note_finish(outcome.job, now)
-        return chunks
 
     def _chunk(self, outcome: Outcome, now: float) -> Chunk:
         tokens = () if outcome.token is None else (outcome.token,)
@@ -381,27 +379,38 @@ class JobEngine:
     def _forget(self, job: Job) -> None:
         _, stream = self._streams.pop(job.id)
         del self._jobs[stream]
-        if self._recorder is not None:
-            self._recorder.end(job, self._clock())
+        self._note(lambda recorder: recorder.end(job, self._clock()))
 
     def _record(self) -> None:
+        self._note(lambda recorder: recorder.look((job for job, _ in self._streams.values()), self._clock()))
+
+    def _note(self, note: Callable[[Recorder], None]) -> None:
+        """A recording that cannot go on ends; the server does not."""
         if self._recorder is not None:
-            self._recorder.look((job for job, _ in self._streams.values()), self._clock())
+            try:
+                note(self._recorder)
+            except OSError as error:
+                log.error("the recording is not complete: %s", error)
+                with contextlib.suppress(OSError):
+                    self._recorder.close()
+                self._recorder = None
 
     def _end_all(self, why: str) -> None:
-        """Tell everybody whose job did not end."""
+        """Tell everybody: what there still is, and whose job did not end that it will not."""
+        self._hand_over()
         waiting = [stream for _, stream in self._streams.values()]
         waiting += [command.stream for command in tuple(self._commands) if isinstance(command, _Submit)]
         self._commands.clear()
         self._streams.clear()
         self._jobs.clear()
-        self._hand_over([(stream, Chunk((), "error", Failure(why))) for stream in waiting])
+        self._call(_deliver, [(stream, Chunk((), "error", Failure(why))) for stream in waiting])
         self._notify()
 
-    def _hand_over(self, chunks: list[tuple[JobStream, Chunk]]) -> None:
+    def _hand_over(self) -> None:
         """All of an iteration's tokens to the event loop, in one call."""
-        if chunks:
-            self._call(_deliver, chunks)
+        if self._untold:
+            untold, self._untold = self._untold, []
+            self._call(_deliver, untold)
 
     def _set_state(self, state: State) -> None:
         self._state = state

@@ -125,7 +125,10 @@ class Stream(Protocol):
     """The tokens of one job, as they come. One reader, on the event loop."""
 
     def next(self) -> Awaitable[Chunk]:
-        """What the next iteration gives. Not to be asked again before that is there, nor after the last chunk."""
+        """What the next iteration gives. Not to be asked again before that is there, nor after the last chunk.
+
+        Who is cancelled while waiting may lose a chunk: it is for those who want no more.
+        """
         ...
 
     def finish(self) -> None:

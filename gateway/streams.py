@@ -18,7 +18,8 @@ class JobStream:
         self._ended = False
 
     def next(self) -> Awaitable[Chunk]:
-        """A future, not a coroutine: its chunk reaches whoever awaits it without a step in between."""
+        """A future, not a coroutine: nobody needs a task to await it beside others."""
+        assert self._reader is None or self._reader.done(), "somebody reads already"
         self._reader = asyncio.get_running_loop().create_future()
         if self._chunks:
             self._reader.set_result(self._chunks.popleft())
@@ -28,7 +29,7 @@ class JobStream:
         if self._ended:
             return
         self._ended = chunk.finish_reason is not None
-        if self._reader is None or self._reader.done():  # nobody waits, or who did was cancelled
+        if self._reader is None or self._reader.done():  # nobody waits
             self._chunks.append(chunk)
         else:
             self._reader.set_result(chunk)

@@ -39,7 +39,13 @@ def says(*texts: str, reason: str = "stop") -> Stream:
 
 
 def choice(
-    stream: Stream, index: int = 0, stop: tuple[str, ...] = (), min_tokens: int = 0, form: OutputForm = PLAIN
+    stream: Stream,
+    index: int = 0,
+    stop: tuple[str, ...] = (),
+    *,
+    min_tokens: int = 0,
+    form: OutputForm = PLAIN,
+    metrics: HttpMetrics | None = None,
 ) -> Choice:
     return Choice(
         index,
@@ -47,7 +53,7 @@ def choice(
         detokenizer=byte_text_model().tokenizer.detokenizer(),
         stops=StopStrings(stop).matcher(),
         parser=OutputParser(form),
-        meter=HttpMetrics(CollectorRegistry()).job("test", EVERYBODY),
+        meter=(metrics or HttpMetrics(CollectorRegistry())).job("test", EVERYBODY),
         min_tokens=min_tokens,
     )
 
@@ -114,6 +120,22 @@ def test_a_failure_of_one_choice_ends_the_waiting_for_the_others() -> None:
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(read())
+
+
+def test_jobs_that_fail_together_are_all_counted_as_failed() -> None:
+    registry = CollectorRegistry()
+    metrics = HttpMetrics(registry)
+
+    async def read() -> None:
+        failed = [Stream(Chunk((), "error", Failure("gone"))) for _ in range(3)]
+        choices = Choices([choice(stream, i, metrics=metrics) for i, stream in enumerate(failed)], 1)
+        with pytest.raises(GenerationFailed, match="gone"):
+            async for _ in choices.parts():
+                pass
+        choices.abort()
+
+    asyncio.run(read())
+    assert registry.get_sample_value("skipjoin_http_jobs_total", {"endpoint": "test", "end": "error"}) == 3
 
 
 def test_a_reader_that_leaves_leaves_no_task_behind() -> None:

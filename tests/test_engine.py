@@ -18,6 +18,7 @@ from common.model_spec import ModelSpec
 from common.records import UNSEEN, Fault, Plan, Ready, Setup, Stop, Up, decode_order, encode
 from gateway.engine import JobEngine
 from gateway.generation import Chunk, QueueFull, Stream, Unavailable
+from gateway.recording import Recorder
 
 SPEC = ModelSpec(
     family="llama",
@@ -74,13 +75,14 @@ class ScriptedStage:
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, clock: Callable[[], float] = time.monotonic, **options: Any
+    tmp_path: Path, clock: Callable[[], float] = time.monotonic, recorder: Recorder | None = None, **options: Any
 ) -> AsyncIterator[tuple[JobEngine, ScriptedStage]]:
     """A ready engine and its stage."""
     model = tmp_path / "model.gguf"
     model.touch()
     ranks = LocalChannel.world(2)
-    engine = JobEngine(Config(**options), ModelFiles("gguf", model, "model"), SPEC, ranks[0], clock=clock)
+    files = ModelFiles("gguf", model, "model")
+    engine = JobEngine(Config(**options), files, SPEC, ranks[0], clock=clock, recorder=recorder)
     stage = ScriptedStage(ranks[1])
     engine.start()
     assert await engine.until("ready", "lost") == "ready", engine.failure
@@ -197,18 +199,52 @@ def test_an_abort_frees_the_blocks_with_the_iterations_that_are_under_way(tmp_pa
     asyncio.run(scenario())
 
 
+def test_a_job_that_ended_is_told_although_the_next_turn_fails(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path) as (engine, _):
+            assert engine.scheduler is not None
+            plan = engine.scheduler.plan
+
+            def failing(now: float) -> Plan | None:
+                assert engine.num_active
+                return plan(now)
+
+            engine.scheduler.plan = failing  # type: ignore[method-assign, assignment]
+            chunks = await asyncio.wait_for(collect(engine.submit([generation(4, 3)])[0]), 10.0)
+            assert chunks[-1].finish_reason == "length"
+            assert await engine.until("lost") == "lost"
+
+    asyncio.run(scenario())
+
+
+def test_a_full_disk_ends_the_recording_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        recorder = Recorder(Path("/dev/full"))  # what is written there meets a full disk
+        async with running(tmp_path, recorder=recorder) as (engine, _):
+            for _ in range(20):
+                streams = engine.submit([generation(4, 3) for _ in range(10)])
+                answers = await asyncio.gather(*map(collect, streams))
+                assert {chunks[-1].finish_reason for chunks in answers} == {"length"}
+            assert engine.state == "ready"
+
+    asyncio.run(scenario())
+    assert "the recording is not complete" in caplog.text
+
+
 def test_a_text_that_is_complete_ends_its_job_with_a_trace(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with running(tmp_path) as (engine, _):
-            stream = engine.submit([generation(4, 100)])[0]
+            await collect(engine.submit([generation(40, 1)])[0])  # into the prefix cache
+            stream = engine.submit([generation(40, 80)])[0]
             reasons = []
             async for chunk in chunks_of(stream):
                 reasons.append(chunk.finish_reason)
                 stream.finish()
             assert reasons[-1] == "stop"
             assert len(reasons) < 100
+            assert chunk.cached_tokens == 32
             assert chunk.trace is not None
-            assert (engine.statistics.finished, engine.statistics.aborted) == (1, 0)
+            assert (engine.statistics.finished, engine.statistics.aborted) == (2, 0)
 
     asyncio.run(scenario())
 

@@ -1,7 +1,6 @@
 """One job's tokens between the engine's hand-over and the reader."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
@@ -24,7 +23,7 @@ def test_chunks_come_in_order_whether_they_are_asked_for_before_or_after() -> No
     assert [chunk.tokens for chunk in asyncio.run(read())] == [(1,), (2,), (3,)]
 
 
-def test_what_comes_after_a_reader_gave_up_waits_for_the_next() -> None:
+def test_what_comes_after_a_reader_gave_up_is_for_the_next() -> None:
     async def read() -> Chunk:
         made = stream()
         with pytest.raises(TimeoutError):
@@ -35,14 +34,29 @@ def test_what_comes_after_a_reader_gave_up_waits_for_the_next() -> None:
     assert asyncio.run(read()).tokens == (1,)
 
 
-@pytest.mark.parametrize("ends", [lambda made: made.put(Chunk((), "length")), JobStream.abort])
-def test_nothing_comes_after_the_end(ends: Callable[[JobStream], None]) -> None:
+def test_nothing_comes_after_the_last_chunk() -> None:
     async def read() -> bool:
         made = stream()
-        ends(made)
+        made.put(Chunk((), "length"))
         made.put(Chunk((1,)))
-        first = asyncio.ensure_future(made.next())
-        await asyncio.sleep(0)
-        return first.done() and first.result().tokens == (1,)
+        assert (await made.next()).finish_reason == "length"
+        return await is_there(made)
 
     assert not asyncio.run(read())
+
+
+def test_nothing_comes_after_an_abort() -> None:
+    async def read() -> bool:
+        made = stream()
+        made.abort()
+        made.put(Chunk((1,)))
+        return await is_there(made)
+
+    assert not asyncio.run(read())
+
+
+async def is_there(made: JobStream) -> bool:
+    """Whether another chunk is."""
+    reader = asyncio.ensure_future(made.next())
+    await asyncio.sleep(0)
+    return reader.done()

@@ -88,7 +88,7 @@ class Choice:
         Raises GenerationFailed when the engine gives up on the job.
         """
         if chunk.finish_reason == "error":
-            self._end("error")
+            self.leave(chunk)
             raise GenerationFailed(chunk.error or Failure("The server failed on this generation."))
         self.cached_tokens = chunk.cached_tokens
         opening = [] if self._echo is None else self._opening(self._echo, chunk)
@@ -102,6 +102,11 @@ class Choice:
             parts += self._parser.flush()
             self._finish(chunk)
         return parts
+
+    def leave(self, chunk: Chunk) -> None:
+        """Nobody takes `chunk`. What it says of the job's end still counts."""
+        if chunk.finish_reason == "error":
+            self._end("error")
 
     def said(self) -> list[Said]:
         """The tokens of the text that has become certain since the last call; always none without a log."""
@@ -244,6 +249,7 @@ async def _in_turns(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, C
                 if choice.finish_reason is None:
                     turns[asyncio.ensure_future(choice.next())] = choice
     finally:
-        for turn in turns:
-            turn.cancel()
+        for turn, choice in turns.items():
+            if not turn.cancel():  # it is there, and nobody takes it
+                choice.leave(turn.result())
         await asyncio.gather(*turns, return_exceptions=True)
