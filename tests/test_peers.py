@@ -101,7 +101,7 @@ def test_each_round_sends_the_same_loads_to_all_and_ours_those_of_every_peer(
 
 def run(server: str, round_: int, tokens_per_s: float) -> Run:
     figures = {f"{kind}_{name}_s": 1.0 for kind in ("mean", "p95") for name in ("ttft", "tpot", "jct")}
-    return Run(server, "one stream", round_, 0, tokens_per_s, 1.0, 1.0, figures, {})
+    return Run(server, "one stream", round_, 0, tokens_per_s, 1.0, figures, {})
 
 
 def test_the_medians_of_the_rounds_are_told(tmp_path: Path) -> None:

@@ -144,9 +144,9 @@ class _Turn:
                 len(result.errors),
                 result.tokens_per_s,
                 len(result.samples) / result.duration_s,
-                result.busy_tokens_per_s,
                 summary(result.samples),
                 summary(short) if short else {},
+                result.busy_tokens_per_s,
                 result.errors[:_TOLD_ERRORS],
             )
         )

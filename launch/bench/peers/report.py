@@ -22,9 +22,9 @@ class Run(msgspec.Struct, frozen=True):
     failed: int
     tokens_per_s: float
     requests_per_s: float
-    busy_tokens_per_s: float  # of a closed loop, while every client had a request
     figures: dict[str, float]
     short: dict[str, float]  # of the requests with short outputs; none where all are long
+    busy_tokens_per_s: float = 0.0  # of a closed loop, while every client had a request; old files lack it
     errors: list[str] = []  # why the first of those that failed did
 
 
@@ -112,7 +112,7 @@ def _draw_bars(axis: Any, grouped: dict[str, dict[str, list[Run]]], servers: lis
 _DRAWN = {  # with their titles
     "tok/s": "output tok/s",
     "TTFT P95, ms": "time to first token, P95, ms",
-    "short JCT P95, s": "short requests, done after, P95, s",
+    "short JCT P95, s": "short requests' JCT, P95, s",
 }
 
 
