@@ -1,7 +1,7 @@
 """The one configuration of a server. The command line is this class's fields, their docstrings its help."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
@@ -17,6 +17,8 @@ ReasoningMode = Literal["auto", "on", "off"]
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+_CPU_BATCH_JOBS, _GPU_BATCH_JOBS = 16, 256
 
 _AT_LEAST_ONE = (  # where they are given
     "pipeline_parallel",
@@ -104,8 +106,8 @@ class Config:
     srpt: an oracle, for experiments; requests need ignore_eos and max_tokens."""
     kv_strategy: KvStrategy = "proactive"
     """What happens to the KV of waiting jobs when the device pool fills up."""
-    max_batch_jobs: int = 16
-    """Most jobs in one iteration."""
+    max_batch_jobs: int | None = None
+    """Most jobs in one iteration. Default: 16 on a CPU; 256 on a GPU, which takes little more time for them."""
     max_batch_tokens: int = 2048
     """Most tokens in one iteration."""
     prefill_chunk_tokens: int = 256
@@ -146,6 +148,16 @@ class Config:
     """File to write every job's moves to, for `skipjoin timeline`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Verbosity of the log on standard error."""
+
+    @property
+    def batch_jobs(self) -> int:
+        """`max_batch_jobs`; where it is not given, and no device either, what it is on a CPU."""
+        return self.max_batch_jobs or _CPU_BATCH_JOBS
+
+    def on(self, device: str) -> "Config":
+        """With what depends on the device settled, which is named as torch does."""
+        default = _GPU_BATCH_JOBS if device.startswith("cuda") else _CPU_BATCH_JOBS
+        return replace(self, max_batch_jobs=self.max_batch_jobs or default)
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:

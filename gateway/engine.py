@@ -217,7 +217,7 @@ class JobEngine:
     def _new_scheduler(self, cluster: Cluster) -> Scheduler:
         pools, first_seq = cluster.pools, cluster.plans_used + 1
         return Scheduler(
-            self._config, cluster.profile, pools.num_device_blocks, pools.num_host_blocks, first_seq=first_seq
+            cluster.config, cluster.profile, pools.num_device_blocks, pools.num_host_blocks, first_seq=first_seq
         )
 
     def _serve(self, scheduler: Scheduler) -> None:

@@ -47,7 +47,7 @@ class Profiler:
         self._pools = pools
         self._vocab_size = vocab_size
         # In a small pool shorter contexts, so that full batches are measured, not guessed from small ones.
-        most = pools.num_device_blocks // config.max_batch_jobs * config.block_tokens - 1
+        most = pools.num_device_blocks // config.batch_jobs * config.block_tokens - 1
         self._context = max(1, min(DECODE_CONTEXT, max_context - 1, most))
         self._max_context = max_context
         self._seq = 0
@@ -92,7 +92,7 @@ class Profiler:
 
     def _most_jobs(self, context: int) -> int:
         blocks = -(-(context + 1) // self._config.block_tokens)
-        return max(1, min(self._config.max_batch_jobs, self._pools.num_device_blocks // blocks))
+        return max(1, min(self._config.batch_jobs, self._pools.num_device_blocks // blocks))
 
     def _batch(self, point: Point) -> Plan:
         blocks = -(-(point.start + point.tokens) // self._config.block_tokens)
@@ -150,7 +150,7 @@ def profile_path(files: ModelFiles, config: Config, offers: list[Ready], folder:
         stat.st_size,
         stat.st_mtime_ns,
         config.block_tokens,
-        config.max_batch_jobs,
+        config.batch_jobs,
         config.weights,
     ]
     facts += [[offer.hostname, offer.device, offer.dtype, offer.fingerprint, offer.block_bytes] for offer in offers]

@@ -21,6 +21,7 @@ Progress = Callable[[str, float], None]  # what is going on, and the share of it
 class Cluster:
     """What start-up learned of the stages."""
 
+    config: Config  # with what depends on their device settled
     offers: list[Ready]
     pools: Pools
     max_context: int  # tokens that prompt and output may have together
@@ -32,6 +33,7 @@ class Cluster:
 def start_up(pipeline: Pipeline, config: Config, files: ModelFiles, spec: ModelSpec, progress: Progress) -> Cluster:
     """Bring the stages up and measure them, or remember earlier measurements. Raises StageLost."""
     offers = pipeline.wait_until_loaded(config.start_timeout, lambda share: progress("loading", share))
+    config = config.on(offers[0].device)
     pools = agree_on_pools(offers, config.kv_device_blocks, config.kv_host_blocks)
     # The first stage hosts the store where the others meet: an epoch without it would be over anyway.
     meeting = (offers[0].hostname, offers[0].store_port)
@@ -41,11 +43,11 @@ def start_up(pipeline: Pipeline, config: Config, files: ModelFiles, spec: ModelS
     max_context = min(limits + ([config.max_context] if config.max_context else []))
     path = profile_path(files, config, offers)
     if config.profile == "cached" and (found := load_profile(path)):
-        return Cluster(offers, pools, max_context, found, True, 0)
+        return Cluster(config, offers, pools, max_context, found, True, 0)
     profiler = Profiler(pipeline, config, pools, spec.vocab_size, max_context)
     profile = profiler.measure(lambda share: progress("profiling", share))
     try:
         save_profile(path, profile)
     except OSError as error:
         log.warning("the profile could not be kept in %s: %s", path, error)
-    return Cluster(offers, pools, max_context, profile, False, profiler.num_plans)
+    return Cluster(config, offers, pools, max_context, profile, False, profiler.num_plans)

@@ -131,7 +131,8 @@ def describe(config: Config, cluster: Cluster) -> str:
     pools = cluster.pools
     devices = ", ".join(f"{offer.hostname} {offer.device} {offer.dtype}" for offer in cluster.offers)
     return (
-        f"{config.policy}, {config.kv_strategy} KV, context {cluster.max_context}; stages: {devices}; "
+        f"{config.policy}, {config.kv_strategy} KV, batches of {cluster.config.batch_jobs} jobs, "
+        f"context {cluster.max_context}; stages: {devices}; "
         f"{pools.num_device_blocks} device and {pools.num_host_blocks} host blocks of {config.block_tokens} tokens, "
         f"{pools.block_bytes / 2**20:.2f} MiB each; decode iteration {1000 * cluster.profile.decode_s(1):.1f} ms "
         f"({'cached' if cluster.profile_was_cached else 'measured'})"

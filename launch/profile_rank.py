@@ -26,7 +26,7 @@ def run_profile(config: Config, channel: Channel) -> int:
     finally:
         pipeline.stop()
     print(describe(config, cluster))
-    print(f"kept in {profile_path(files, config, cluster.offers)}")
+    print(f"kept in {profile_path(files, cluster.config, cluster.offers)}")
     _show(config, cluster)
     return 0
 

@@ -43,8 +43,9 @@ SPEC = ModelSpec(
 class ScriptedStage:
     """The only worker: answers every plan with token 7, once it may."""
 
-    def __init__(self, channel: LocalChannel) -> None:
+    def __init__(self, channel: LocalChannel, device: str = "cpu") -> None:
         self._channel = channel
+        self._device = device
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.fault: str | None = None
@@ -54,7 +55,7 @@ class ScriptedStage:
         self._thread.start()
 
     def _run(self) -> None:
-        self._send(Ready("here", "cpu", "fp32", "f00d", block_bytes=100, device_bytes=2000, host_bytes=2000))
+        self._send(Ready("here", self._device, "fp32", "f00d", block_bytes=100, device_bytes=2000, host_bytes=2000))
         while True:
             message = receive(self._channel, 30.0)
             assert message is not None
@@ -75,7 +76,12 @@ class ScriptedStage:
 
 @asynccontextmanager
 async def running(
-    tmp_path: Path, clock: Callable[[], float] = time.monotonic, recorder: Recorder | None = None, **options: Any
+    tmp_path: Path,
+    clock: Callable[[], float] = time.monotonic,
+    *,
+    device: str = "cpu",
+    recorder: Recorder | None = None,
+    **options: Any,
 ) -> AsyncIterator[tuple[JobEngine, ScriptedStage]]:
     """A ready engine and its stage."""
     model = tmp_path / "model.gguf"
@@ -83,7 +89,7 @@ async def running(
     ranks = LocalChannel.world(2)
     files = ModelFiles("gguf", model, "model")
     engine = JobEngine(Config(**options), files, SPEC, ranks[0], clock=clock, recorder=recorder)
-    stage = ScriptedStage(ranks[1])
+    stage = ScriptedStage(ranks[1], device)
     engine.start()
     assert await engine.until("ready", "lost") == "ready", engine.failure
     stage.plans.clear()
@@ -229,6 +235,23 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(tmp_path: Path, caplog:
 
     asyncio.run(scenario())
     assert "the recording is not complete" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "most"), [("cpu", None, 16), ("cuda:1 NVIDIA H100", None, 256), ("cuda:1 NVIDIA H100", 2, 2)]
+)
+def test_batches_are_as_large_as_the_device_likes_them_or_as_was_asked(
+    tmp_path: Path, device: str, given: int | None, most: int
+) -> None:
+    async def scenario() -> None:
+        async with running(tmp_path, device=device, max_batch_jobs=given) as (engine, stage):
+            stage.may_answer.clear()
+            streams = engine.submit([generation(4, 2) for _ in range(20)])
+            stage.may_answer.set()
+            await asyncio.gather(*map(collect, streams))
+            assert max(len(plan.entries) for plan in stage.plans) == min(most, 20)
+
+    asyncio.run(scenario())
 
 
 def test_a_text_that_is_complete_ends_its_job_with_a_trace(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ class Worker:
             hidden_size=self._model.spec.hidden_size,
             dtype=self._placement.dtype,
             timeout_s=self._config.iteration_timeout,
-            graph_jobs=self._config.max_batch_jobs if self._config.cuda_graphs else 0,
+            graph_jobs=self._config.on(str(self._placement.device)).batch_jobs if self._config.cuda_graphs else 0,
         )
         runner.warm_up()
         self._epoch = Epoch(setup.epoch, runner, cache, link)

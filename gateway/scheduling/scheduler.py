@@ -73,7 +73,7 @@ def make_policy(config: Config, cost: CostModel) -> Policy:
         return ShortestRemainingFirst(cost)
     quantum_s = cost.decode_s(1) if config.quantum_ms is None else config.quantum_ms / 1000
     levels = Levels(config.num_levels, quantum_s, config.quantum_growth)
-    places = config.max_batch_jobs * config.pipeline_parallel
+    places = config.batch_jobs * config.pipeline_parallel
     limit_s = None if config.aging_limit_ms is None else config.aging_limit_ms / 1000
     aging = Aging(config.aging, places, limit_s)
     return MultiLevelFeedbackQueue(levels, cost, aging, places, skip=config.policy == "skip-join")
@@ -107,8 +107,8 @@ class Scheduler:
             share_prefixes=config.prefix_cache,
         )
         self._arrivals = ArrivalRate()
-        places = config.max_batch_jobs * config.pipeline_parallel
-        most_copies = int(cost.decode_s(config.max_batch_jobs) / cost.copy_s) if cost.copy_s else num_device_blocks
+        places = config.batch_jobs * config.pipeline_parallel
+        most_copies = int(cost.decode_s(config.batch_jobs) / cost.copy_s) if cost.copy_s else num_device_blocks
         memory = Memory(self.queue, self.ledger, self._arrivals, places, most_copies)
         self._strategy: KvStrategy = STRATEGIES[config.kv_strategy](memory)
         # A stage is to have the next chunk while later stages are at the one before.
@@ -172,7 +172,7 @@ class Scheduler:
         None where the result decides more: what a penalty or a grammar makes of the next token, or whose KV can make
         room for others.
         """
-        stages, most_jobs = self._config.pipeline_parallel, self._config.max_batch_jobs
+        stages, most_jobs = self._config.pipeline_parallel, self._config.batch_jobs
         if self.num_in_flight != stages or any(flight.crowded for flight in self._flights):
             return None
         if stages > 1:
@@ -307,11 +307,11 @@ class Scheduler:
     def _batch_limit(self) -> int:
         """With a pipeline, leave jobs for the other micro-batches: idle stages cost more than smaller batches."""
         if self._config.pipeline_parallel == 1:
-            return self._config.max_batch_jobs
+            return self._config.batch_jobs
         held = {job for flight in self._flights for job in flight.batch if not job.may_join(ahead=False)}
         ready = len(self.queue) - len(held)
         slots = max(1, self._config.pipeline_parallel - self.num_in_flight)
-        return min(self._config.max_batch_jobs, -(-ready // slots))
+        return min(self._config.batch_jobs, -(-ready // slots))
 
     def _hold(self, jobs: Iterable[Job]) -> None:
         """First all of them: the blocks that one takes must not be those that another found."""

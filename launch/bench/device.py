@@ -67,7 +67,7 @@ class DeviceBench:
 
     def __init__(self, spec: ModelSpec, placement: Placement, config: Config, *, tokens: int, iterations: int) -> None:
         """config: of the batches. tokens: of all contexts of a batch, for which there is room if memory allows it."""
-        device, dtype, jobs = placement.device, placement.dtype, config.max_batch_jobs
+        device, dtype, jobs = placement.device, placement.dtype, config.batch_jobs
         self._config, self._iterations, self._block_tokens = config, iterations, config.block_tokens
         (stage,) = partition(spec, 1)
         model = load_llama(spec, stage, RandomWeights(device, dtype), lambda done, total: None)
