@@ -18,7 +18,7 @@ ReasoningMode = Literal["auto", "on", "off"]
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
-_CPU_BATCH_JOBS, _GPU_BATCH_JOBS = 16, 256
+_CPU_BATCH_JOBS, _GPU_BATCH_JOBS = 16, 64
 
 _AT_LEAST_ONE = (  # where they are given
     "pipeline_parallel",
@@ -107,7 +107,7 @@ class Config:
     kv_strategy: KvStrategy = "proactive"
     """What happens to the KV of waiting jobs when the device pool fills up."""
     max_batch_jobs: int | None = None
-    """Most jobs in one iteration. Default: 16 on a CPU; 256 on a GPU, which takes little more time for them."""
+    """Most jobs in one iteration. Default: 16; 64 where all stages are on GPUs."""
     max_batch_tokens: int = 2048
     """Most tokens in one iteration."""
     prefill_chunk_tokens: int = 256
@@ -151,12 +151,13 @@ class Config:
 
     @property
     def batch_jobs(self) -> int:
-        """`max_batch_jobs`; where it is not given, and no device either, what it is on a CPU."""
+        """`max_batch_jobs`; where neither that nor a device is given, what it is on a CPU."""
         return self.max_batch_jobs or _CPU_BATCH_JOBS
 
-    def on(self, device: str) -> "Config":
-        """With what depends on the device settled, which is named as torch does."""
-        default = _GPU_BATCH_JOBS if device.startswith("cuda") else _CPU_BATCH_JOBS
+    def on(self, *devices: str) -> "Config":
+        """With what depends on the stages' devices settled. Their names begin as torch's do."""
+        are_gpus = all(device.startswith("cuda") for device in devices)
+        default = _GPU_BATCH_JOBS if are_gpus else _CPU_BATCH_JOBS
         return replace(self, max_batch_jobs=self.max_batch_jobs or default)
 
     def __post_init__(self) -> None:

@@ -63,4 +63,6 @@ class Recorder:
 
 def read_recording(path: Path) -> list[Change]:
     """All changes of a recording, in their order. Raises OSError, or msgspec.DecodeError for another kind of file."""
-    return msgspec.json.Decoder(Change).decode_lines(path.read_bytes())
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1  # the last line may be cut, by a full disk or by the end of the server
+    return msgspec.json.Decoder(Change).decode_lines(data[:whole] or data)

@@ -21,7 +21,7 @@ Progress = Callable[[str, float], None]  # what is going on, and the share of it
 class Cluster:
     """What start-up learned of the stages."""
 
-    config: Config  # with what depends on their device settled
+    config: Config  # with what depends on their devices settled
     offers: list[Ready]
     pools: Pools
     max_context: int  # tokens that prompt and output may have together
@@ -33,7 +33,7 @@ class Cluster:
 def start_up(pipeline: Pipeline, config: Config, files: ModelFiles, spec: ModelSpec, progress: Progress) -> Cluster:
     """Bring the stages up and measure them, or remember earlier measurements. Raises StageLost."""
     offers = pipeline.wait_until_loaded(config.start_timeout, lambda share: progress("loading", share))
-    config = config.on(offers[0].device)
+    config = config.on(*(offer.device for offer in offers))
     pools = agree_on_pools(offers, config.kv_device_blocks, config.kv_host_blocks)
     # The first stage hosts the store where the others meet: an epoch without it would be over anyway.
     meeting = (offers[0].hostname, offers[0].store_port)

@@ -238,7 +238,7 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(tmp_path: Path, caplog:
 
 
 @pytest.mark.parametrize(
-    ("device", "given", "most"), [("cpu", None, 16), ("cuda:1 NVIDIA H100", None, 256), ("cuda:1 NVIDIA H100", 2, 2)]
+    ("device", "given", "most"), [("cpu", None, 16), ("cuda:1 NVIDIA H100", None, 64), ("cuda:1 NVIDIA H100", 2, 2)]
 )
 def test_batches_are_as_large_as_the_device_likes_them_or_as_was_asked(
     tmp_path: Path, device: str, given: int | None, most: int

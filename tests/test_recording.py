@@ -31,3 +31,12 @@ def test_what_an_unended_run_wrote_is_there_when_it_is_closed(tmp_path: Path) ->
     recorder.look([Job(0, generation(1, 1), arrival=0.0)], 0.0)
     recorder.close()
     assert [change.place for change in read_recording(tmp_path / "run.jsonl")] == ["cold"]
+
+
+def test_a_recording_that_ends_within_a_line_is_read_up_to_there(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "run.jsonl")
+    recorder.look([Job(id_, generation(1, 1), arrival=0.0) for id_ in range(3)], 0.0)
+    recorder.close()
+    whole = (tmp_path / "run.jsonl").read_bytes()
+    (tmp_path / "run.jsonl").write_bytes(whole[:-5])
+    assert [change.job for change in read_recording(tmp_path / "run.jsonl")] == [0, 1]

@@ -38,6 +38,17 @@ def test_a_stop_token_ends_the_job_and_is_not_emitted() -> None:
     assert [(outcome.token, outcome.finish_reason) for outcome in outcomes] == [(None, "stop")]
 
 
+def test_room_to_grow_is_kept_for_jobs_that_are_there_and_not_for_all_places() -> None:
+    run = drive(device=20, host=20, max_batch_jobs=256, policy="fcfs")
+    for job_id in range(10):
+        run.submit(job_id, 4, 8)
+    run.step()
+    for job_id in range(10, 20):
+        run.submit(job_id, 4, 8)
+    run.step()
+    assert [len(ids) for ids in run.schedule] == [10, 20]
+
+
 def test_a_job_whose_constraint_is_not_ready_sits_plans_out_and_keeps_nobody_waiting() -> None:
     run = drive()
     slow = FixedMask()

@@ -51,8 +51,9 @@ class Memory:
     def holds_started_jobs(self, missing: int, turn: Turn) -> bool:
         """The cap on started jobs: both pools must hold all their KV, with room to grow by a block each in flight."""
         ledger = self.ledger
-        most_started = len(self.queue.resident) + len(self.queue.away) + len(turn.batch) + 1
-        needed = missing + min(self.places, most_started)
+        starting = 1 + sum(other.residence is Residence.NOWHERE for other in turn.batch)
+        started = len(self.queue.resident) + len(self.queue.away) + starting
+        needed = missing + min(self.places, started)
         free = turn.blocks_left + ledger.host.num_free + ledger.departing
         nobody = not self.queue.resident and not self.queue.away and not turn.batch
         return needed <= free or nobody
