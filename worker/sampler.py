@@ -20,6 +20,8 @@ from worker.transfer import Ints, to_device, to_host
 
 # The most likely tokens, enough for nearly every draw; the rest of the vocabulary is sorted only where they are not.
 _HEAD_TOKENS = 256
+# Rows in which all tokens are ranked at once: a few arrays of 64 bits for each token, 16 MB each with 128,000 of them.
+_RANKED_ROWS = 16
 # Tokens of which a draw sees the sum before it sees each: about the root of a vocabulary.
 _CHUNK_TOKENS = 256
 # Of a probability. Those of a row are fewer than 2^53, so fp64 can tell any two numbers of them apart.
@@ -204,10 +206,11 @@ def _sample_rows(
     filters = _Filters.of(entries, vocab)
     tokens, decided = _draw(values.astype(np.float64), ids, filters)
     (left,) = np.nonzero(~decided)
-    if len(left):
-        undecided = probabilities[to_device(rows[left], probabilities.device)]
+    for first in range(0, len(left), _RANKED_ROWS):
+        some = left[first : first + _RANKED_ROWS]
+        undecided = probabilities[to_device(rows[some], probabilities.device)]
         values, ids = to_host(*_all_ranked(undecided))
-        tokens[left], _ = _draw(values.astype(np.float64), ids, filters.take(left))
+        tokens[some], _ = _draw(values.astype(np.float64), ids, filters.take(some))
     return tokens
 
 
