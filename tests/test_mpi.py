@@ -53,6 +53,11 @@ class Server:
         return self.process.wait(seconds)
 
 
+def said(log: Path) -> str:
+    """What is there by now: cut somewhere, perhaps within a character of a progress bar."""
+    return log.read_text(errors="replace")
+
+
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[Server]:
     """The server of a command, ready; afterwards neither processes nor shared memory of it are left."""
@@ -62,17 +67,16 @@ def running(command: list[str], log: Path) -> Iterator[Server]:
     server = Server(process, log)
     try:
         deadline = time.monotonic() + 120
-        # Whatever is read is cut somewhere, perhaps within a character of a progress bar.
-        while not (found := READY.search(log.read_text(errors="replace"))):
-            assert process.poll() is None, log.read_text(errors="replace")
-            assert time.monotonic() < deadline, log.read_text(errors="replace")
+        while not (found := READY.search(said(log))):
+            assert process.poll() is None, said(log)
+            assert time.monotonic() < deadline, said(log)
             time.sleep(0.05)
         server.model, server.url = found.groups()
         server.children = psutil.Process(process.pid).children(recursive=True)
         yield server
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        assert server.wait() == 0, log.read_text(errors="replace")
+        assert server.wait() == 0, said(log)
         left = [child for child in server.children if child.is_running()]
         assert not left, f"left behind: {left}"
     finally:
@@ -281,7 +285,7 @@ def test_when_the_parent_is_killed_the_world_ends(tiny: str, tmp_path: Path) -> 
     with log.open("w") as output:
         process = subprocess.Popen(skipjoin(tiny, "--threads", "1"), stdout=output, stderr=output)
     deadline = time.monotonic() + 60
-    while not READY.search(log.read_text(errors="replace")) and time.monotonic() < deadline:
+    while not READY.search(said(log)) and time.monotonic() < deadline:
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 3

@@ -88,7 +88,7 @@ class Choice:
         Raises GenerationFailed when the engine gives up on the job.
         """
         if chunk.finish_reason == "error":
-            self.leave(chunk)
+            self._end("error")
             raise GenerationFailed(chunk.error or Failure("The server failed on this generation."))
         self.cached_tokens = chunk.cached_tokens
         opening = [] if self._echo is None else self._opening(self._echo, chunk)
