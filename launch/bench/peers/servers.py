@@ -143,7 +143,8 @@ def _llama_cpp(model: Callable[[Home], Path]) -> Callable[[Home], AbstractContex
 
         def command(port: int) -> list[str]:
             server = [str(_llama_binary(home, "llama-server")), "--model", str(model(home)), "--port", str(port)]
-            server.append("--no-repack")  # its products by AMX end with an illegal instruction
+            if _can({"amx_int8"}):
+                server.append("--no-repack")  # its products by AMX end with an illegal instruction
             slots = ["--parallel", str(_SLOTS), "--ctx-size", str(_SLOTS * _SLOT_TOKENS)]
             return [*server, *slots, "--threads", threads, "--threads-batch", threads]
 
