@@ -1,20 +1,27 @@
 """Decoding by replay. Without a GPU the graphs are what they hold, computed again; interpreted kernels do the rest."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
-from fakes_worker import BLOCK_TOKENS, DEVICES, SPEC, FakeJob, FakeStage, greedy_tokens, make_cache
+from fakes_worker import BLOCK_TOKENS, SPEC, FakeJob, FakeStage, greedy_tokens, make_cache
 from torch import Tensor
 
 from common.topology import partition
-from worker.attention.triton_paged import TritonKernel
+from worker.attention.triton_paged import TritonAttention, TritonKernel
+from worker.attention.triton_work import Work
 from worker.decode_graphs import DecodeGraphs, Replay, padded_sizes
 from worker.inputs import Inputs, build_inputs
 
 triton_kernels = pytest.importorskip(
     "worker.attention.triton_kernels", reason="no Triton", exc_type=ModuleNotFoundError
 )
+
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 
 
 def computed_again(compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
@@ -25,18 +32,17 @@ def computed_again(compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
 class Stage:
     """The whole fake model, with graphs for its decode iterations."""
 
-    def __init__(self, device: str, jobs: int = 4, blocks: int = 32) -> None:
-        self.device = torch.device(device)
-        self.cache = make_cache(device, blocks=blocks)
-        self.model = FakeStage(SPEC, partition(SPEC, 1)[0], device)
+    def __init__(self, jobs: int = 4, blocks: int = 32) -> None:
+        self.cache = make_cache(DEVICE.type, blocks=blocks)
+        self.model = FakeStage(SPEC, partition(SPEC, 1)[0], DEVICE.type)
         self.kernel = TritonKernel(self.cache, triton_kernels)
-        record = computed_again if device == "cpu" else None
-        x = torch.zeros(jobs, dtype=torch.int64, device=self.device)
+        record = computed_again if DEVICE.type == "cpu" else None
+        x = torch.zeros(jobs, dtype=torch.int64, device=DEVICE)
         with torch.inference_mode():
             self.graphs = DecodeGraphs(self.model, self.kernel, self.cache, x, record)
 
     def inputs(self, *jobs: FakeJob) -> Inputs:
-        return build_inputs([job.entry() for job in jobs], BLOCK_TOKENS, self.device)
+        return build_inputs([job.entry() for job in jobs], BLOCK_TOKENS, DEVICE)
 
     @torch.inference_mode()
     def step(self, *jobs: FakeJob) -> bool:
@@ -52,13 +58,8 @@ class Stage:
         return fits
 
 
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-def test_jobs_that_come_and_go_say_what_the_dense_model_says(device: str) -> None:
-    stage = Stage(device)
+def test_jobs_that_come_and_go_say_what_the_dense_model_says() -> None:
+    stage = Stage()
     prompts = [[5, 17, 3, 44, 9, 60, 2], [8], [71, 13, 13, 30]]
     jobs = [FakeJob(i, list(prompt), list(range(6 * i, 6 * i + 6))) for i, prompt in enumerate(prompts)]
     assert not stage.step(*jobs)
@@ -68,8 +69,8 @@ def test_jobs_that_come_and_go_say_what_the_dense_model_says(device: str) -> Non
         assert job.tokens[len(prompt) :] == greedy_tokens(prompt, len(job.tokens) - len(prompt))
 
 
-def test_what_was_returned_stays_when_the_graph_runs_again(device: str) -> None:
-    stage, (one, other) = Stage(device), (FakeJob(0, [5], [0]), FakeJob(1, [60], [1]))
+def test_what_was_returned_stays_when_the_graph_runs_again() -> None:
+    stage, (one, other) = Stage(), (FakeJob(0, [5], [0]), FakeJob(1, [60], [1]))
     with torch.inference_mode():
         inputs = stage.inputs(one)
         hidden = stage.graphs.run(inputs.tokens, inputs)
@@ -79,16 +80,38 @@ def test_what_was_returned_stays_when_the_graph_runs_again(device: str) -> None:
     assert torch.equal(hidden, before)
 
 
-def test_recording_and_padding_leave_the_cache_as_it_was(device: str) -> None:
-    stage, job = Stage(device), FakeJob(0, [5], [7])
+def test_recording_and_padding_leave_the_cache_as_it_was() -> None:
+    stage, job = Stage(), FakeJob(0, [5], [7])
     assert not stage.cache.device.any()
     assert stage.step(job)
     written = [block for block, numbers in enumerate(stage.cache.device) if numbers.any()]
     assert written == [7]
 
 
+def test_what_a_graph_reads_and_writes_lives_as_long_as_the_graphs() -> None:
+    stage, made = Stage(), list[weakref.ref[TritonAttention]]()
+
+    class Watched(TritonKernel):
+        def attention_of(self, work: Work) -> TritonAttention:
+            attention = super().attention_of(work)
+            made.append(weakref.ref(attention))
+            return attention
+
+    def forgotten(compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+        return (lambda: None), compute()
+
+    x = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    with torch.inference_mode():
+        graphs = DecodeGraphs(stage.model, Watched(stage.cache, triton_kernels), stage.cache, x, forgotten)
+    gc.collect()
+    assert [attention() is not None for attention in made] == [True]
+    del graphs
+    gc.collect()
+    assert [attention() for attention in made] == [None]
+
+
 def test_prompts_and_more_jobs_or_context_than_there_is_room_for_are_left_to_others() -> None:
-    stage = Stage("cpu", jobs=2, blocks=64)
+    stage = Stage(jobs=2, blocks=64)
     short = [FakeJob(i, [5], [i]) for i in range(3)]
     assert stage.graphs.fit(stage.inputs(*short[:2]))
     assert not stage.graphs.fit(stage.inputs(FakeJob(3, [5, 6], [9])))

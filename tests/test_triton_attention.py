@@ -26,6 +26,7 @@ triton_kernels = pytest.importorskip(
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 LAYER = 1
 SPREAD = [1, 2, 15, 16, 17, 100, SPLIT_SLOTS, SPLIT_SLOTS + 1, 700]  # contexts, one token of them new
 

@@ -19,6 +19,9 @@ from gateway.generation import FinishReason, Generation, SchedulingTrace, Stream
 from worker.link import LocalWiring
 from worker.loop import serve_stage
 
+# All stages may be on one GPU, of which each by itself would take most.
+_MEMORY: dict[str, Any] = {"kv_device_memory": "512MiB", "kv_host_memory": "256MiB"}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -96,4 +99,4 @@ def run_world(
     **options: Any,
 ) -> list[Answer]:
     """Run generations through a new world with these options."""
-    return LocalWorld(Config(**options), clock).run(generations, one_by_one=one_by_one)
+    return LocalWorld(Config(**{**_MEMORY, **options}), clock).run(generations, one_by_one=one_by_one)

@@ -8,6 +8,7 @@ Memory: activations of the largest batch, which all graphs share, and room for s
 million tokens in a batch, take 64 MiB with 32 heads of 128.
 """
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable
 
@@ -22,6 +23,8 @@ from worker.models.stage_model import StageModel
 
 _MOST_SPLITS = 4096
 _STEP = 16  # jobs by which larger batches are padded at most; smaller ones to a power of two
+
+_recording = threading.Lock()  # torch allows one capture at a time in a process
 
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
@@ -46,10 +49,10 @@ class DecodeGraphs:
         self._x = x
         self._positions = torch.zeros(jobs, dtype=torch.int64, device=device)
         self._work = Work.room(jobs, min(_MOST_SPLITS, jobs * longest), cache.block_tokens, device)
-        attention = kernel.attention_of(self._work)
+        self._attention = kernel.attention_of(self._work)  # has memory that the graphs write
 
         def forward(size: int) -> Callable[[], Tensor]:
-            return lambda: model.forward(self._x[:size], self._positions[:size], attention)
+            return lambda: model.forward(self._x[:size], self._positions[:size], self._attention)
 
         self._sizes = padded_sizes(jobs)
         # The largest first: it takes memory that is enough for the others.
@@ -85,12 +88,13 @@ def _recorder() -> Record:
     pool = torch.cuda.graph_pool_handle()
 
     def record(compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-        compute()  # Compiles kernels and lets libraries get their memory, neither of which may happen in a capture.
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as nccl's, may go on using CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            result = compute()
+        with _recording:
+            compute()  # Compiles kernels and lets libraries get their memory, neither of which may happen in a capture.
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            # Other threads, such as nccl's, may go on using CUDA meanwhile.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                result = compute()
         return graph.replay, result
 
     return record
