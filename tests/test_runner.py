@@ -80,6 +80,7 @@ def test_graphs_say_what_the_dense_model_says() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("graph_jobs", [0, 2])
 def test_an_iteration_waits_for_the_gpu_only_where_it_fetches_its_answer(graph_jobs: int) -> None:
     pipeline = Pipeline(1, "cuda", graph_jobs=graph_jobs)

@@ -19,6 +19,7 @@ from worker.link import Link
 from worker.logprobs import RawDistribution, score
 from worker.models.stage_model import Attention, StageModel
 from worker.sampler import sample
+from worker.transfer import wait_for
 
 T = TypeVar("T")
 
@@ -130,8 +131,7 @@ class Runner:
             raw = RawDistribution(logits, sampled)
             drawn = sample(logits, sampled)
             return _placed(wanted, drawn, len(entries)), _placed(wanted, raw.of(drawn), len(entries))
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
+        wait_for(self._device)
         return [None] * len(entries), []
 
     def _score(self, hidden: Tensor, inputs: Inputs | None, entries: list[Entry]) -> list[list[Logprobs]]:
