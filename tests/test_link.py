@@ -10,7 +10,7 @@ import torch
 from torch.distributed import TCPStore
 
 from common.records import Setup
-from worker.link import DistributedLink, LinkLost, LocalWiring, host_store
+from worker.link import DistributedLink, LinkLost, LocalWiring, _wait_for_nccl, host_store
 
 HIDDEN = 8
 TIMEOUT_S = 20.0
@@ -60,6 +60,34 @@ def test_a_new_epoch_starts_with_empty_links() -> None:
     wiring.connect(setup(2, 0, epoch=1), 0).send(rows(1))
     with pytest.raises(LinkLost, match="no activations"):
         wiring.connect(setup(2, 0, epoch=2), 1).receive(1)
+
+
+class Work:
+    """What nccl gives for a receipt; it completes after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        self.waits = 0
+
+    def is_completed(self) -> bool:
+        self.looks -= 1
+        return self.looks < 0
+
+    def wait(self) -> None:
+        self.waits += 1
+
+
+def test_nccl_is_asked_to_wait_only_for_what_is_there() -> None:
+    work = Work(looks=3)
+    _wait_for_nccl(work, TIMEOUT_S)
+    assert (work.looks, work.waits) == (-1, 1)
+
+
+def test_what_nccl_does_not_bring_within_the_deadline_is_an_error() -> None:
+    work = Work(looks=10**9)
+    with pytest.raises(RuntimeError, match="nothing for 0 s"):
+        _wait_for_nccl(work, 0.0)
+    assert not work.waits
 
 
 # Each runs in a process of its own, as torch.distributed has one group per process. What it returns is compared.

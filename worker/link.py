@@ -6,6 +6,7 @@ The first stage receives nothing, the last one sends nothing. Knows no plans: bo
 import logging
 import queue
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from common.channel import FIRST_PAUSE_S
 from common.records import Setup
 
 logger = logging.getLogger(__name__)
@@ -198,7 +200,10 @@ class DistributedLink:
 
     def _wait(self, work: dist.Work | None) -> None:
         assert work is not None, "this process is not in the group"
-        work.wait(self._timeout)
+        if self._backend == "nccl":
+            _wait_for_nccl(work, self._timeout.total_seconds())
+        else:
+            work.wait(self._timeout)
 
     def close(self) -> None:
         self._timeout = min(self._timeout, _CLOSE_TIMEOUT)
@@ -211,6 +216,16 @@ class DistributedLink:
         self._expected.clear()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _wait_for_nccl(work: dist.Work, timeout_s: float) -> None:
+    """Its own wait looks once a millisecond where it has a timeout: as long as a stage takes. Raises RuntimeError."""
+    deadline = time.monotonic() + timeout_s
+    while not work.is_completed():
+        if time.monotonic() >= deadline:
+            raise RuntimeError(f"nothing for {timeout_s:.0f} s")
+        time.sleep(FIRST_PAUSE_S)
+    work.wait()  # raises what went wrong
 
 
 def _to_host(hidden: Tensor) -> Tensor:
