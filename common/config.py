@@ -95,7 +95,8 @@ class Config:
     kv_device_memory: str | None = None
     """Device memory for KV per stage, such as 2GiB. Default: 80 % of what is free on CUDA, 15 % on a CPU."""
     kv_host_memory: str | None = None
-    """Host memory per stage for offloaded KV, such as 4GiB. Default: a quarter of what is free after loading."""
+    """Host memory per stage for offloaded KV, such as 4GiB. Default: a quarter of what is free after loading,
+    on CUDA twice the device's at most."""
     kv_device_blocks: int | None = None
     """Exact number of device blocks, instead of --kv-device-memory; for experiments."""
     kv_host_blocks: int | None = None

@@ -1,7 +1,6 @@
 """What a stage computes with: device, number type, threads, and how much memory is left for KV."""
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,14 +16,10 @@ _KV_DTYPES = {**_DTYPES, "int8": torch.int8}
 _NAMES = {dtype: name for name, dtype in _KV_DTYPES.items()}
 # Shares of free memory that KV takes when the user names no size; see Config.
 _CUDA_SHARE, _CPU_SHARE, _HOST_SHARE = 0.8, 0.15, 0.25
+_MOST_HOST_POOLS = 2  # pools of a GPU that its host keeps by default
 
 # Where a worker runs: its host's name and the cores that it may use there.
 Place = tuple[str, frozenset[int]]
-
-
-def own_place() -> Place:
-    """Where this process runs."""
-    return socket.gethostname(), frozenset(os.sched_getaffinity(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +114,28 @@ def _device(config: Config, share: HostShare) -> torch.device:
 
 def kv_budget(config: Config, placement: Placement, share: HostShare, block_bytes: int) -> tuple[int, int]:
     """Bytes for the device pool and for the host pool of one stage, measured after loading."""
-    return (
-        _bytes(config.kv_device_blocks, config.kv_device_memory, block_bytes, _free_on_device(placement, share)),
-        _bytes(config.kv_host_blocks, config.kv_host_memory, block_bytes, _free_on_host(share) * _HOST_SHARE),
-    )
+    device = _bytes(config.kv_device_blocks, config.kv_device_memory, block_bytes)
+    host = _bytes(config.kv_host_blocks, config.kv_host_memory, block_bytes)
+    if device is None:
+        device = int(_free_on_device(placement, share))
+    if host is None:
+        host = int(_free_on_host(share) * _HOST_SHARE)
+        if placement.device.type == "cuda":  # All of it is pinned at once: that takes time, and memory from others.
+            host = min(host, _MOST_HOST_POOLS * device)
+    return device, host
 
 
-def _bytes(blocks: int | None, memory: str | None, block_bytes: int, default: float) -> int:
+def _bytes(blocks: int | None, memory: str | None, block_bytes: int) -> int | None:
+    """What the user asks for, if anything."""
     if blocks is not None:
         return blocks * block_bytes
-    return int(default) if memory is None else parse_bytes(memory)
+    return None if memory is None else parse_bytes(memory)
 
 
 def _free_on_device(placement: Placement, share: HostShare) -> float:
     if placement.device.type == "cpu":
         return _free_on_host(share) * _CPU_SHARE
+    torch.cuda.empty_cache()  # What loading has let go of is free, too.
     free, _ = torch.cuda.mem_get_info(placement.device)
     gpus = torch.cuda.device_count()
     sharing = len(range(share.index % gpus, share.stages, gpus))  # stages on the same GPU
