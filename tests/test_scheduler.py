@@ -342,6 +342,15 @@ def test_no_plan_copies_more_than_an_iteration_hides_unless_one_job_alone_is_lar
         assert most <= 1 + 4, f"plan {plan.seq} copies {most} blocks"  # one block of the budget left, and a whole job
 
 
+def test_where_a_copy_takes_longer_than_an_iteration_jobs_make_room_for_each_other_all_the_same() -> None:
+    cost = LinearCost(decode=1.0, prefill_per_token=0.25, copy_s=1.5)
+    run = Drive(scheduler(cost, device=8, host=8, max_batch_jobs=3, block_tokens=4), cost)
+    for job_id in range(3):
+        run.submit(job_id, 7, 20)
+    run.run()
+    assert len(run.finished_at) == 3
+
+
 def test_the_oldest_plan_in_flight_should_take_as_long_as_its_prompts_or_its_jobs() -> None:
     cost = Profile(prefill=[(10, 1.0), (90, 5.0)], decode=[(1, 1.0), (2, 1.5)])
     run = Drive(scheduler(cost, max_batch_jobs=2), cost)

@@ -108,7 +108,8 @@ class Scheduler:
         )
         self._arrivals = ArrivalRate()
         places = config.batch_jobs * config.pipeline_parallel
-        most_copies = int(cost.decode_s(config.batch_jobs) / cost.copy_s) if cost.copy_s else num_device_blocks
+        # At least one: who waits for room must get some, and be it late.
+        most_copies = max(1, int(cost.decode_s(config.batch_jobs) / cost.copy_s)) if cost.copy_s else num_device_blocks
         memory = Memory(self.queue, self.ledger, self._arrivals, places, most_copies)
         self._strategy: KvStrategy = STRATEGIES[config.kv_strategy](memory)
         # A stage is to have the next chunk while later stages are at the one before.
