@@ -4,7 +4,6 @@ Point-to-point messages on COMM_WORLD only: no collective and no new communicato
 process calls MPI after that, whichever it is.
 """
 
-import contextlib
 import time
 from array import array
 from collections.abc import Iterable
@@ -45,15 +44,21 @@ class World:
         vendor, version = MPI.get_vendor()
         return cls(comm.Get_rank(), comm.Get_size(), notes, f"{vendor} {'.'.join(map(str, version))}")
 
-    def leave(self) -> None:
-        """Finalize MPI. Collective: every rank calls it last. What was sent and never taken in is dropped."""
+    def leave(self, status: int = 0, timeout_s: float | None = None) -> None:
+        """Finalize MPI. Collective: every rank calls it last. What was sent and never taken in is dropped.
+
+        When others have not come within `timeout_s`, all ranks are ended at once, with `status`.
+        """
         if MPI.Is_finalized():
             return
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         # MPICH fails to finalize a world with such messages: results of plans that were in flight when it was stopped.
         everybody_is_here = MPI.COMM_WORLD.Ibarrier()
         while not everybody_is_here.Test():
             _drop_messages(MPI.COMM_WORLD)
             time.sleep(BUSY_PAUSE_S)
+            if deadline is not None and time.monotonic() > deadline:
+                MPI.COMM_WORLD.Abort(status)
         _drop_messages(MPI.COMM_WORLD)
         MPI.Finalize()
 
@@ -124,9 +129,3 @@ def _allgather(comm: Any, note: bytes) -> list[bytes]:
     everyone = bytearray(width * comm.Get_size())
     comm.Allgather([note.ljust(width, b"\0"), MPI.BYTE], [everyone, MPI.BYTE])
     return [bytes(everyone[i * width : i * width + length]) for i, length in enumerate(lengths)]
-
-
-def abort(code: int) -> None:
-    """End every rank of the world at once; for a second signal."""
-    with contextlib.suppress(Exception):
-        MPI.COMM_WORLD.Abort(code)

@@ -135,8 +135,14 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag=True):
     text: str
 
 
+class LinkDown(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """This stage is well and waits for a new setup, but a neighbour cannot be reached; the text is for the operator."""
+
+    text: str
+
+
 Order = Plan | Setup | Stop
-Report = Result | Progress | Ready | Up | Fault
+Report = Result | Progress | Ready | Up | Fault | LinkDown
 
 _encoder = msgspec.msgpack.Encoder()
 _order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)

@@ -7,9 +7,23 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from common.channel import Channel, receive
-from common.records import Fault, Plan, Progress, Ready, Report, Result, Setup, Stop, Up, decode_report, encode
+from common.records import (
+    Fault,
+    LinkDown,
+    Plan,
+    Progress,
+    Ready,
+    Report,
+    Result,
+    Setup,
+    Stop,
+    Up,
+    decode_report,
+    encode,
+)
 
 _INTERRUPT_LOOK_S = 0.2
+_CLOSE_TIMEOUT_S = 5.0
 
 
 class StageLost(RuntimeError):
@@ -100,7 +114,7 @@ class Pipeline:
         """Tell every rank of the world to leave, spares too."""
         everybody = [rank for rank in range(self._channel.size) if rank != self._channel.rank]
         self._channel.send(everybody, encode(Stop()))
-        self._channel.close(self._timeout_s)
+        self._channel.close(_CLOSE_TIMEOUT_S)
 
     def _expect(self, kinds: tuple[type[Report], ...], timeout_s: float) -> tuple[int, Report]:
         deadline = time.monotonic() + timeout_s
@@ -118,7 +132,7 @@ class Pipeline:
 
 
 def _checked(rank: int, report: Report) -> Report:
-    if isinstance(report, Fault):
+    if isinstance(report, Fault | LinkDown):
         raise StageLost(f"rank {rank}: {report.text}")
     return report
 

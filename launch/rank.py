@@ -16,6 +16,8 @@ from common.mpi import MpiChannel, World
 from common.records import Stop, decode_order
 from common.topology import GATEWAY_RANK, role
 
+_LOST_S = 5.0  # in which ranks have to leave a world that has lost one
+
 Place = tuple[str, list[int]]  # hostname, and the cores that this process may use
 
 
@@ -31,14 +33,17 @@ def run_rank(config: Config, as_gateway: Callable[[Channel], int]) -> int:
         world.leave()
         return 2
     channel = MpiChannel(world)
+    leave_within_s = None  # The gateway decides.
     if mine == "gateway":
         status = as_gateway(channel)
+        # A stage may be loading still, and hear of the end when it has; one that is lost may never hear of it.
+        leave_within_s = _LOST_S if status else config.start_timeout
     else:
         # The gateway decides when to leave: a launcher sends the same signal to every rank.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         status = _worker(config, channel, world) if mine == "worker" else _spare(channel)
-    world.leave()
+    world.leave(status, leave_within_s)
     return status
 
 

@@ -14,7 +14,20 @@ from fakes_worker import CONFIG, SPEC, FakeJob, fake_model, greedy_tokens
 
 from common.channel import LocalChannel, receive
 from common.config import Config
-from common.records import Fault, Plan, Progress, Ready, Report, Result, Setup, Stop, Up, decode_report, encode
+from common.records import (
+    Fault,
+    LinkDown,
+    Plan,
+    Progress,
+    Ready,
+    Report,
+    Result,
+    Setup,
+    Stop,
+    Up,
+    decode_report,
+    encode,
+)
 from worker.fingerprint import fingerprint
 from worker.kv_cache import block_bytes
 from worker.link import LocalWiring
@@ -173,6 +186,7 @@ def test_a_stage_that_lost_its_neighbour_waits_for_a_new_setup_and_a_spare_takes
     workers.set_up([1, 2])
     # Only the last stage hears of this plan: its activations never come.
     workers.send(Plan(0, 1, [FakeJob(0, [5], [0]).entry()], [], [], False), [2])
+    assert list(workers.reports(LinkDown, 1)) == [2]
     workers.set_up([3, 2], epoch=2)
     assert workers.generate(FakeJob(0, [5, 6], [0, 1]), 3, epoch=2) == greedy_tokens([5, 6], 3)
     assert workers.stop() == [0, 0, 0]
@@ -183,6 +197,7 @@ def test_a_stage_that_is_never_set_up_again_gives_up_at_last() -> None:
     workers.reports(Ready, 2)
     workers.set_up([1, 2])
     workers.send(Plan(0, 1, [FakeJob(0, [5], [0]).entry()], [], [], False), [2])
+    workers.reports(LinkDown, 1)
     rank, report = workers.report()
     assert rank == 2
     assert isinstance(report, Fault)

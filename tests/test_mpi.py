@@ -59,8 +59,8 @@ def said(log: Path) -> str:
 
 
 @contextmanager
-def running(command: list[str], log: Path) -> Iterator[Server]:
-    """The server of a command, ready; afterwards neither processes nor shared memory of it are left."""
+def running(command: list[str], log: Path, *, status: int = 0) -> Iterator[Server]:
+    """The server of a command, ready; it ends with `status`, and leaves neither processes nor shared memory."""
     segments = set(SHARED_MEMORY.iterdir())
     with log.open("w") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, text=True)
@@ -76,8 +76,8 @@ def running(command: list[str], log: Path) -> Iterator[Server]:
         yield server
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        assert server.wait() == 0, said(log)
-        left = [child for child in server.children if child.is_running()]
+        assert server.wait() == status, said(log)
+        left = [child for child in server.children if is_alive(child)]
         assert not left, f"left behind: {left}"
     finally:
         for client in server.clients:
@@ -89,6 +89,13 @@ def running(command: list[str], log: Path) -> Iterator[Server]:
     new = {path for path in SHARED_MEMORY.iterdir() if path.name.startswith("mpich")} - segments
     new = {path for path in new if not in_use(path)}  # by another world on this machine
     assert not new, f"left behind: {new}"
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """A zombie is not: whoever inherits it may take his time to note that."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def in_use(segment: Path) -> bool:
@@ -278,6 +285,20 @@ def test_the_trace_comes_when_it_is_asked_for(tiny: str, tmp_path: Path) -> None
         assert answer["choices"][0]["finish_reason"] == "stop"
         assert 2 <= answer["x_sched"]["iterations"] < 200
         assert server.metric("skipjoin_aborted_total") == 0
+
+
+def test_a_stage_that_falls_silent_is_told_and_ends_the_world_with_status_3(tiny: str, tmp_path: Path) -> None:
+    command = skipjoin(tiny, "--threads", "1", "--iteration-timeout", "1")
+    with running(command, tmp_path / "log", status=3) as server:
+        (stage,) = [child for child in server.children if maps_torch(child)]
+        stage.suspend()
+        with pytest.raises(openai.APIError, match="no result within"):
+            say(server)
+        assert server.wait(60) == 3
+
+
+def maps_torch(process: psutil.Process) -> bool:
+    return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
 
 
 def test_when_the_parent_is_killed_the_world_ends(tiny: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from common.records import (
     Entry,
     Fault,
+    LinkDown,
     Order,
     Plan,
     Progress,
@@ -59,7 +60,7 @@ def test_an_order_comes_out_as_it_went_in(kind: type[Order], data: st.DataObject
     assert decode_order(encode(order)) == order
 
 
-@pytest.mark.parametrize("kind", [Progress, Ready, Up, Result, Fault])
+@pytest.mark.parametrize("kind", [Progress, Ready, Up, Result, Fault, LinkDown])
 @given(data=st.data())
 def test_a_report_comes_out_as_it_went_in(kind: type[Report], data: st.DataObject) -> None:
     report = data.draw(values(kind))
@@ -68,7 +69,7 @@ def test_a_report_comes_out_as_it_went_in(kind: type[Report], data: st.DataObjec
 
 def test_every_record_is_tried_here() -> None:
     assert set(get_args(Order)) == {Plan, Setup, Stop}
-    assert set(get_args(Report)) == {Progress, Ready, Up, Result, Fault}
+    assert set(get_args(Report)) == {Progress, Ready, Up, Result, Fault, LinkDown}
 
 
 def test_a_report_is_no_order_and_the_other_way_round() -> None:

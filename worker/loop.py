@@ -10,7 +10,7 @@ from common.channel import IDLE_PAUSE_S, Channel, growing_pauses, receive
 from common.config import Config, ConfigError
 from common.model_files import ModelError, locate
 from common.model_spec import ModelSpec
-from common.records import Fault, Order, Plan, Progress, Ready, Report, Setup, Up, decode_order, encode
+from common.records import Fault, LinkDown, Order, Plan, Progress, Ready, Report, Setup, Up, decode_order, encode
 from common.spec_reader import read_spec
 from common.topology import GATEWAY_RANK, Stage, partition
 from worker.device import HostShare, Placement, kv_budget, place
@@ -261,10 +261,11 @@ class Worker:
         )
 
     def _lose_link(self, error: LinkLost) -> None:
-        """Leave the epoch, so that the neighbours notice as well, and wait for another."""
+        """Leave the epoch, so that the neighbours notice as well, say so, and wait for another."""
         logger.warning("%s; waiting for a new setup", error)
         self._leave_epoch()
         self._link_lost = True
+        self._report(LinkDown(str(error)))
 
     def _leave_epoch(self) -> None:
         if self._epoch is not None:
