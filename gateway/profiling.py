@@ -24,7 +24,7 @@ COPIED_BLOCKS = 64
 REPEATS = 5
 POINT_BUDGET_S = 0.6
 
-_FORMAT = 4  # counts what changed the file: an older profile is not found, and measured anew
+_FORMAT = 5  # counts what changed the file: an older profile is not found, and measured anew
 
 _GREEDY = Sampling(0.0, 1.0, 0, 0.0, 0)
 
@@ -53,8 +53,7 @@ class Profiler:
         self._seq = 0
 
     def measure(self, progress: Callable[[float], None], clock: Callable[[], float] = time.perf_counter) -> Profile:
-        prompts, decodes, contexts = self._prompts(), self._decodes(), self._contexts()
-        points = list(dict.fromkeys(prompts + decodes + contexts))
+        prompts, decodes, contexts, points = self._prompts(), self._decodes(), self._contexts(), self.points
         seconds: dict[Point, float] = {}
         for index, point in enumerate(points):
             seconds[point] = self._quickest(self._batch(point), clock)
@@ -72,12 +71,17 @@ class Profiler:
         )
 
     @property
+    def points(self) -> list[Point]:
+        """All that is measured, in order."""
+        return list(dict.fromkeys(self._prompts() + self._decodes() + self._contexts()))
+
+    @property
     def num_plans(self) -> int:
         """Plans sent so far: their numbers are used up."""
         return self._seq
 
     def _prompts(self) -> list[Point]:
-        return [Point(1, 0, tokens) for tokens in PROMPT_TOKENS if tokens <= self._max_context]
+        return [Point(1, 0, tokens) for tokens in sorted({min(size, self._max_context) for size in PROMPT_TOKENS})]
 
     def _decodes(self) -> list[Point]:
         most = self._most_jobs(self._context)
@@ -140,8 +144,13 @@ def _slope(measured: list[tuple[int, float]]) -> float:
 # ---------------------------------------------------------------------------------------------- on disk
 
 
-def profile_path(files: ModelFiles, config: Config, offers: list[Ready], folder: Path | None = None) -> Path:
-    """Where the profile of this model, device and layout is kept: everything that changes the times is in the name."""
+def profile_path(
+    files: ModelFiles, config: Config, offers: list[Ready], points: list[Point], folder: Path | None = None
+) -> Path:
+    """Where the profile of this model, device and layout is kept: everything that changes the times is in the name.
+
+    points: that it consists of.
+    """
     target = files.path if files.path.is_file() else files.path / "config.json"
     stat = target.stat()
     facts = [
@@ -152,6 +161,8 @@ def profile_path(files: ModelFiles, config: Config, offers: list[Ready], folder:
         config.block_tokens,
         config.batch_jobs,
         config.weights,
+        config.cuda_graphs,
+        points,
     ]
     facts += [[offer.hostname, offer.device, offer.dtype, offer.fingerprint, offer.block_bytes] for offer in offers]
     digest = hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:16]

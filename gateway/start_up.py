@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.config import Config
 from common.model_files import ModelFiles
@@ -26,6 +27,7 @@ class Cluster:
     pools: Pools
     max_context: int  # tokens that prompt and output may have together
     profile: Profile
+    profile_path: Path  # where it is kept
     profile_was_cached: bool
     plans_used: int  # plan numbers that measuring took
 
@@ -41,13 +43,13 @@ def start_up(pipeline: Pipeline, config: Config, files: ModelFiles, spec: ModelS
     pipeline.set_up(setup, config.start_timeout)
     limits = [spec.context_length, pools.num_device_blocks * config.block_tokens]
     max_context = min(limits + ([config.max_context] if config.max_context else []))
-    path = profile_path(files, config, offers)
-    if config.profile == "cached" and (found := load_profile(path)):
-        return Cluster(config, offers, pools, max_context, found, True, 0)
     profiler = Profiler(pipeline, config, pools, spec.vocab_size, max_context)
+    path = profile_path(files, config, offers, profiler.points)
+    if config.profile == "cached" and (found := load_profile(path)):
+        return Cluster(config, offers, pools, max_context, found, path, True, 0)
     profile = profiler.measure(lambda share: progress("profiling", share))
     try:
         save_profile(path, profile)
     except OSError as error:
         log.warning("the profile could not be kept in %s: %s", path, error)
-    return Cluster(config, offers, pools, max_context, profile, False, profiler.num_plans)
+    return Cluster(config, offers, pools, max_context, profile, path, False, profiler.num_plans)

@@ -7,7 +7,6 @@ from common.config import Config
 from common.model_files import ModelError, locate
 from common.spec_reader import read_spec
 from gateway.pipeline import Pipeline, StageLost
-from gateway.profiling import profile_path
 from gateway.scheduling.levels import Levels
 from gateway.start_up import Cluster, start_up
 from launch.bars import Bars
@@ -26,7 +25,7 @@ def run_profile(config: Config, channel: Channel) -> int:
     finally:
         pipeline.stop()
     print(describe(config, cluster))
-    print(f"kept in {profile_path(files, cluster.config, cluster.offers)}")
+    print(f"kept in {cluster.profile_path}")
     _show(config, cluster)
     return 0
 

@@ -7,9 +7,10 @@ from common.config import Config
 from common.model_files import ModelFiles
 from common.records import Plan, Ready, Result
 from gateway.pipeline import Pools
-from gateway.profiling import Profiler, load_profile, profile_path, save_profile
+from gateway.profiling import Point, Profiler, load_profile, profile_path, save_profile
 from gateway.scheduling.cost import Profile
 
+POINTS = [Point(1, 0, 16)]
 OFFER = Ready("here", "cpu, 2 threads", "fp32", "f00d", 100, 2000, 2000)
 
 
@@ -40,7 +41,7 @@ def measure(pipeline: TimedPipeline, num_blocks: int = 1000, max_context: int = 
 
 def test_it_measures_prompts_that_fit_and_batches_up_to_the_limit() -> None:
     profile = measure(TimedPipeline())
-    assert [tokens for tokens, _ in profile.prefill] == [16, 64, 256]
+    assert [tokens for tokens, _ in profile.prefill] == [16, 64, 256, 512]
     assert [jobs for jobs, _ in profile.decode] == [1, 4, 8, 16]
     assert profile.prefill_s(64) == pytest.approx(0.074)
     assert profile.decode_s(4) == pytest.approx(0.014 + 4 * 256e-6)
@@ -83,6 +84,11 @@ def test_a_tiny_pool_is_measured_too() -> None:
     assert [jobs for jobs, _ in profile.decode] == [1, 2]
 
 
+def test_a_short_context_is_measured_with_a_prompt_that_fits() -> None:
+    assert [tokens for tokens, _ in measure(TimedPipeline(), max_context=8).prefill] == [8]
+    assert [tokens for tokens, _ in measure(TimedPipeline(), max_context=100).prefill] == [16, 64, 100]
+
+
 def test_a_profile_is_kept_and_found_again(tmp_path: Path) -> None:
     profile = Profile([(16, 0.1)], [(1, 0.05)])
     path = tmp_path / "folder" / "profile.json"
@@ -98,14 +104,16 @@ def test_another_device_version_layout_or_model_has_another_profile(tmp_path: Pa
     model.write_bytes(b"1")
     files = ModelFiles("gguf", model, "model")
     paths = {
-        profile_path(files, Config(), [OFFER], tmp_path),
-        profile_path(files, Config(), [replace(OFFER, device="cpu, 1 thread")], tmp_path),
-        profile_path(files, Config(), [replace(OFFER, fingerprint="of a later version")], tmp_path),
-        profile_path(files, Config(), [OFFER, OFFER], tmp_path),
-        profile_path(files, Config(block_tokens=32), [OFFER], tmp_path),
-        profile_path(files, Config(weights="int8"), [OFFER], tmp_path),
+        profile_path(files, Config(), [OFFER], POINTS, tmp_path),
+        profile_path(files, Config(), [replace(OFFER, device="cpu, 1 thread")], POINTS, tmp_path),
+        profile_path(files, Config(), [replace(OFFER, fingerprint="of a later version")], POINTS, tmp_path),
+        profile_path(files, Config(), [OFFER, OFFER], POINTS, tmp_path),
+        profile_path(files, Config(block_tokens=32), [OFFER], POINTS, tmp_path),
+        profile_path(files, Config(weights="int8"), [OFFER], POINTS, tmp_path),
+        profile_path(files, Config(cuda_graphs=False), [OFFER], POINTS, tmp_path),
+        profile_path(files, Config(), [OFFER], [Point(1, 0, 8)], tmp_path),
     }
     model.write_bytes(b"12")
-    paths.add(profile_path(files, Config(), [OFFER], tmp_path))
-    assert len(paths) == 7
-    assert profile_path(files, Config(port=1234), [OFFER], tmp_path) in paths
+    paths.add(profile_path(files, Config(), [OFFER], POINTS, tmp_path))
+    assert len(paths) == 9
+    assert profile_path(files, Config(port=1234), [OFFER], POINTS, tmp_path) in paths
