@@ -9,7 +9,8 @@ from gateway.text.echo import Echo
 
 
 def echo(tokens: list[int], prompt: str | None) -> Echo:
-    return asyncio.run(byte_text_model().echo(tokens, prompt))
+    (echo,) = asyncio.run(byte_text_model().echoes([tokens], [prompt]))
+    return echo
 
 
 def test_every_token_has_the_text_that_it_completes() -> None:

@@ -47,6 +47,10 @@ def inputs() -> dict[str, Input]:
     for fields in IMPOSSIBLE_COMPLETIONS:
         body = json.dumps(completion | fields).encode()
         found[f"completion: {','.join(fields)}, {len(body)} bytes"] = (COMPLETIONS, body)
+    found["completion: 1024 prompts of 8000 characters"] = (
+        COMPLETIONS,
+        json.dumps(completion | {"prompt": ["word " * 1600] * 1024}).encode(),
+    )
     for fields in IMPOSSIBLE_CHATS:
         body = json.dumps(chat | fields).encode()
         found[f"chat: {','.join(fields)}, {len(body)} bytes"] = (CHAT, body)

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import anyio.to_thread
 import pytest
 from fakes_gateway import TEMPLATE, byte_backend, byte_text_model
 from test_gguf_tokenizer import metadata
@@ -64,22 +66,39 @@ def test_a_chat_text_gets_no_second_frame(tmp_path: Path) -> None:
     fields = metadata(add_bos_token=True) | {"tokenizer.chat_template": "{{ bos_token }}!"}
     text = load_text_model(ModelFiles("gguf", tmp_path / "missing.gguf", "m"), spec(), fields)
     assert asyncio.run(text.encode_chat(Conversation([USER]), 100)).tokens == [256, 0]
-    assert asyncio.run(text.encode("!", 100)) == [256, 0]
+    assert asyncio.run(text.encode(["!", "!!"], 100)) == [[256, 0], [256, 0, 0]]
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
 def test_small_and_large_texts_encode_alike(size: int) -> None:
     text = byte_text_model()
     conversation = Conversation([{"role": "user", "content": "x" * size}])
-    assert asyncio.run(text.encode("x" * size, size)) == [120] * size
+    assert asyncio.run(text.encode(["x" * size], size)) == [[120] * size]
     assert len(asyncio.run(text.encode_chat(conversation, 2 * size + 40)).tokens) == size + 18
+
+
+def test_many_small_texts_are_encoded_in_a_thread_as_a_large_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_threads = []
+
+    async def run_sync(work: Callable[[], object]) -> object:
+        in_threads.append(work)
+        return work()
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", run_sync)
+    text = byte_text_model()
+    asyncio.run(text.encode(["x"] * 10, 10))
+    assert not in_threads
+    assert asyncio.run(text.encode(["x" * 100] * 100, 100)) == [[120] * 100] * 100
+    assert asyncio.run(text.decode([[120] * 100] * 100)) == ["x" * 100] * 100
+    assert len(asyncio.run(text.echoes([[120] * 100] * 100, [None] * 100))) == 100
+    assert len(in_threads) == 3
 
 
 @pytest.mark.parametrize("size", [1000, 100_000])
 def test_what_cannot_fit_is_not_even_encoded(size: int) -> None:
     text = byte_text_model()
     with pytest.raises(PromptTooLong, match=str(size // 7)):
-        asyncio.run(text.encode("x" * size, 10))
+        asyncio.run(text.encode(["x" * size], 10))
     with pytest.raises(PromptTooLong):
         asyncio.run(text.encode_chat(Conversation([{"role": "user", "content": "x" * size}]), 10))
 

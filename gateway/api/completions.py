@@ -36,32 +36,33 @@ class CompletionEndpoint:
         prompts = _prompts(body)
         check_choices(service, body, len(prompts))
         grammar = await asked_grammar(service, body)
-        encoded = [await self._encode(body, prompt) for prompt in prompts]
+        encoded = await self._encode(body, prompts)
         length = OutputLength(body.max_tokens, "max_tokens", DEFAULT_MAX_TOKENS)
         jobs = generations(service, body, encoded, length, grammar)
-        echoes = [await self._echo(body, *pair) for pair in zip(prompts, encoded, strict=True)] if body.echo else []
+        echoes = await self._echoes(body, prompts, encoded) if body.echo else []
         echoes = [echo for echo in echoes for _ in range(body.num_jobs)]
         dialect = Completion(Details.of(body, jobs))
         return await respond(service, request, body, jobs, dialect, echoes=echoes)
 
-    async def _echo(self, body: CompletionRequest, prompt: Prompt, tokens: list[int]) -> Echo:
-        text = self._service.text
-        whole = prompt if isinstance(prompt, str) and body.truncate_prompt_tokens is None else None
+    async def _echoes(self, body: CompletionRequest, prompts: list[Prompt], encoded: list[list[int]]) -> list[Echo]:
+        text, is_whole = self._service.text, body.truncate_prompt_tokens is None
+        wholes = [prompt if isinstance(prompt, str) and is_whole else None for prompt in prompts]
         if body.wants_tokens:
-            return await text.echo(tokens, whole)
-        return Echo(await text.decode(tokens) if whole is None else whole)
+            return await text.echoes(encoded, wholes)
+        pairs = list(zip(wholes, encoded, strict=True))
+        decoded = iter(await text.decode([tokens for whole, tokens in pairs if whole is None]))
+        return [Echo(next(decoded) if whole is None else whole) for whole in wholes]
 
-    async def _encode(self, body: CompletionRequest, prompt: Prompt) -> list[int]:
+    async def _encode(self, body: CompletionRequest, prompts: list[Prompt]) -> list[list[int]]:
         service = self._service
         longest, frames = longest_prompt(service, body), body.add_special_tokens is not False
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         try:
-            if isinstance(prompt, str):
-                tokens = await service.text.encode(prompt, longest, add_special_tokens=frames)
-            else:
-                tokens = prompt
+            encoded = iter(await service.text.encode(texts, longest, add_special_tokens=frames))
         except PromptTooLong as error:
             raise prompt_too_long(service, f"{error}", "prompt") from None
-        return truncated(service, body, tokens, "prompt")
+        each = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+        return [truncated(service, body, tokens, "prompt") for tokens in each]
 
 
 def _check(body: CompletionRequest) -> None:

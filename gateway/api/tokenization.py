@@ -42,13 +42,14 @@ class TokenizationEndpoint:
         body = decode_detokenize(await read_body(request, service.config.max_body_bytes))
         service.check_model(body.model)
         check_token_ids(service, body.tokens, "tokens")
-        return json_response(Text(await service.text.decode(body.tokens)))
+        return json_response(Text(*await service.text.decode([body.tokens])))
 
     async def _encode(self, asked: TokenizeRequest) -> list[int]:
         service = self._service
         if asked.prompt is None:
             raise invalid_value("prompt is missing, and so is messages", "prompt")
         try:
-            return await service.text.encode(asked.prompt, service.engine.max_context)
+            (tokens,) = await service.text.encode([asked.prompt], service.engine.max_context)
         except PromptTooLong as error:
             raise prompt_too_long(service, f"{error}", "prompt") from None
+        return tokens

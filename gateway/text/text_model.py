@@ -1,6 +1,6 @@
 """All that the gateway needs to know of a model to speak its language: tokenizer, chat template, names, limits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from gateway.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_settings
 # Encoding 8,000 characters takes a few milliseconds; from here on a thread does it, so that streams go on meanwhile.
 _INLINE_CHARACTERS = 8_000
 _MESSAGE_CHARACTERS = 100  # what rendering one message costs, in characters to encode
+_PROMPT_CHARACTERS = 20  # the same of beginning with another prompt
 
 T = TypeVar("T")
 
@@ -52,9 +53,14 @@ class TextModel:
     stop_tokens: frozenset[int]  # end an answer
     vocab_size: int  # rows of the embedding; token ids are below it
 
-    async def encode(self, text: str, max_tokens: int, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a raw prompt. Raises PromptTooLong when it certainly has more than `max_tokens`."""
-        return await _beside(len(text), lambda: self._encode(text, max_tokens, add_special_tokens=add_special_tokens))
+    async def encode(
+        self, texts: Sequence[str], max_tokens: int, *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """Token ids of raw prompts. Raises PromptTooLong when one certainly has more than `max_tokens`."""
+        size = sum(len(text) + _PROMPT_CHARACTERS for text in texts)
+        return await _beside(
+            size, lambda: [self._encode(text, max_tokens, add_special_tokens=add_special_tokens) for text in texts]
+        )
 
     async def encode_chat(self, conversation: Conversation, max_tokens: int) -> ChatPrompt:
         """The prompt of a conversation. Raises TemplateRefusal, and PromptTooLong as `encode` does."""
@@ -73,15 +79,23 @@ class TextModel:
         tool_format = self.chat.tool_format
         return OutputGrammar(tool_format.notation, tool_format.marks, self.tokenizer.added_token)
 
-    async def echo(self, tokens: list[int], prompt: str | None) -> Echo:
-        """A prompt token by token. Of a text, special tokens show that are written in it; without a text, all."""
-        special = self.tokenizer.special_tokens
-        shown = [token for token in special if prompt is None or token in prompt]
-        return await _beside(len(tokens), lambda: echo_of(tokens, self.tokenizer.detokenizer(shown)))
+    async def echoes(self, encoded: Sequence[list[int]], prompts: Sequence[str | None]) -> list[Echo]:
+        """Prompts token by token. Of a text, special tokens show that are written in it; without a text, all."""
 
-    async def decode(self, tokens: list[int]) -> str:
-        """The text of `tokens`, special ones included."""
-        return await _beside(len(tokens), lambda: self.tokenizer.decode(tokens, skip_special_tokens=False))
+        def work() -> list[Echo]:
+            special = self.tokenizer.special_tokens
+            shown = [[token for token in special if prompt is None or token in prompt] for prompt in prompts]
+            return [
+                echo_of(tokens, self.tokenizer.detokenizer(own)) for tokens, own in zip(encoded, shown, strict=True)
+            ]
+
+        return await _beside(_size(encoded), work)
+
+    async def decode(self, encoded: Sequence[list[int]]) -> list[str]:
+        """The texts of tokens, special ones included."""
+        return await _beside(
+            _size(encoded), lambda: [self.tokenizer.decode(tokens, skip_special_tokens=False) for tokens in encoded]
+        )
 
     def _encode(self, text: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
         fewest = self.tokenizer.fewest_tokens(text, max_tokens)
@@ -95,6 +109,10 @@ class TextModel:
         text = self.chat.render(conversation)
         # The template writes all special tokens itself.
         return ChatPrompt(text, self._encode(text, max_tokens, add_special_tokens=False))
+
+
+def _size(encoded: Sequence[list[int]]) -> int:
+    return sum(len(tokens) + _PROMPT_CHARACTERS for tokens in encoded)
 
 
 async def _beside(characters: int, work: Callable[[], T]) -> T:
