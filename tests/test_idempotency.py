@@ -1,7 +1,7 @@
 """Requests that come again with the same key: joined, repeated, refused, forgotten."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import openai
@@ -102,6 +102,19 @@ def test_mistakes_are_kept_and_what_may_end_otherwise_is_not() -> None:
     assert wrong[1].headers["idempotent-replayed"] == "true"
 
 
+@pytest.mark.parametrize(("path", "body"), [("completions", BODY), ("responses", {"input": "x"})])
+def test_a_stream_that_failed_is_not_kept(path: str, body: dict[str, Any]) -> None:
+    engine = FakeEngine()
+    engine.fails = True
+    with serving(engine) as url, http_client() as http:
+        failed = http.post(f"{url}/v1/{path}", json={**body, "stream": True}, headers=KEY)
+        engine.fails = False
+        again = http.post(f"{url}/v1/{path}", json={**body, "stream": True}, headers=KEY)
+    assert "A worker was lost." in failed.text
+    assert "A worker was lost." not in again.text
+    assert len(engine.jobs) == 2
+
+
 def test_a_body_that_is_too_large_is_refused_as_ever() -> None:
     with serving(max_body_bytes=100) as url, http_client() as http:
         assert http.post(f"{url}/v1/completions", json={"prompt": "x" * 200}, headers=KEY).status_code == 413
@@ -126,7 +139,7 @@ class Answers:
             await send({"type": "http.response.body", "body": b"x", "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def ask(self, key: str, on_send: Callable[[Message], None] = lambda message: None) -> int:
+    async def ask(self, key: str, on_send: Callable[[Message], Awaitable[None]] | None = None) -> int:
         """The number of bytes that came back."""
         size = 0
         messages: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -140,7 +153,8 @@ class Answers:
         async def send(message: Message) -> None:
             nonlocal size
             size += len(message.get("body", b""))
-            on_send(message)
+            if on_send is not None:
+                await on_send(message)
 
         headers = [(b"idempotency-key", key.encode())]
         scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
@@ -178,6 +192,24 @@ def test_an_answer_that_is_too_long_arrives_and_is_not_remembered() -> None:
         return answers.calls
 
     assert asyncio.run(run()) == 2
+
+
+def test_who_lost_an_answer_that_is_too_long_gets_a_new_one_while_the_old_one_waits_for_nobody() -> None:
+    async def run() -> tuple[int, int]:
+        answers, stuck = Answers(100, answer_bytes=10), asyncio.Event()
+
+        async def never(message: Message) -> None:
+            stuck.set()
+            await asyncio.Event().wait()
+
+        first = asyncio.ensure_future(answers.ask("a", never))
+        await stuck.wait()
+        size = await asyncio.wait_for(answers.ask("a"), 10)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        return size, answers.calls
+
+    assert asyncio.run(run()) == (100, 2)
 
 
 def test_an_old_answer_is_forgotten() -> None:

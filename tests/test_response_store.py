@@ -8,7 +8,7 @@ import pytest
 from gateway.accounts import Account, Limits
 from gateway.api.errors import ApiError
 from gateway.api.responses.records import Item, ReasoningConfig, Response, TextConfig
-from gateway.api.responses.store import ResponseStore, Stored
+from gateway.api.responses.store import EVENT_BYTES, ResponseStore, Stored
 
 ALICE = Account("alice", Limits())
 
@@ -71,6 +71,17 @@ def test_only_so_many_bytes_are_kept() -> None:
         keep(store, name, "x" * size)
         finish(store, name)
     assert kept(store, *"abc") == ["c"]
+
+
+def test_events_that_are_kept_count() -> None:
+    class Production:
+        num_events = 1000
+
+    store = ResponseStore(max_bytes=EVENT_BYTES * 1500)
+    for name in "ab":
+        store.add(Stored(ALICE, [], [], response(name), Production()))  # type: ignore[arg-type]
+        store.finish(response(name, status="completed"), keep_events=True)
+    assert kept(store, *"ab") == ["b"]
 
 
 def test_what_is_still_being_made_is_never_dropped() -> None:

@@ -14,6 +14,8 @@ from prometheus_client import CollectorRegistry
 
 from common.config import Config
 from gateway.api.keys import load_keys
+from gateway.api.responses import endpoint
+from gateway.api.responses.store import ResponseStore
 from gateway.generation import Failure
 
 THOUGHTS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: {# <think> #}"
@@ -86,6 +88,18 @@ def test_an_output_of_nothing_is_an_empty_message() -> None:
 def test_logprobs_come_when_they_are_asked_for(client: openai.OpenAI, engine: FakeEngine) -> None:
     client.responses.create(model=NAME, input="hi", include=["message.output_text.logprobs"], top_logprobs=3)
     assert engine.jobs[0].logprobs == 3
+
+
+def test_logprobs_of_text_that_might_have_begun_a_call_are_not_lost() -> None:
+    with client_of(FakeEngine("x<y")) as client:
+        response = client.responses.create(
+            model=NAME, input="hi", tools=[WEATHER], include=["message.output_text.logprobs"], top_logprobs=1
+        )
+        [message] = response.output
+        assert message.type == "message"
+        [text] = message.content
+        assert text.type == "output_text"
+        assert [logprob.token for logprob in text.logprobs or []] == ["x", "<", "y"]
 
 
 # ---------------------------------------------------------------------------- streamed
@@ -333,6 +347,19 @@ def test_cancelling_ends_the_job_and_tells_who_follows(client: openai.OpenAI, en
     assert list(stream)[-1].type == "response.cancelled"
     assert client.responses.retrieve(response.id).status == "cancelled"
     assert client.responses.cancel(response.id).status == "cancelled"
+
+
+def test_one_that_is_being_made_can_be_deleted_where_no_more_can_be_kept(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "ResponseStore", lambda: ResponseStore(max_responses=0))
+    engine.close_gate()
+    with client_of(engine) as client:
+        response = client.responses.create(model=NAME, input="hi", background=True)
+        client.responses.delete(response.id)
+        assert engine.streams[0].aborted.wait(10)
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(response.id)
 
 
 def test_a_response_belongs_to_the_key_that_asked_for_it() -> None:

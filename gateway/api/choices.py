@@ -76,7 +76,7 @@ class Choice:
         self._num_characters = 0  # certain ones
         self._said: list[Said] = []  # what the certain text is made of, not taken yet
         self._logprob_sum = 0.0
-        self._ended = False
+        self._how_ended: End | None = None
 
     def next(self) -> Awaitable[Chunk]:
         """What the next iteration gives this job. Not after `finish_reason` is set."""
@@ -112,6 +112,11 @@ class Choice:
         """The tokens of the text that has become certain since the last call; always none without a log."""
         said, self._said = self._said, []
         return said
+
+    @property
+    def failed(self) -> bool:
+        """The engine gave up on the job."""
+        return self._how_ended == "error"
 
     @property
     def mean_logprob(self) -> float:
@@ -173,8 +178,8 @@ class Choice:
         self._end(self.finish_reason)
 
     def _end(self, end: End) -> None:
-        if not self._ended:
-            self._ended = True
+        if self._how_ended is None:
+            self._how_ended = end
             self._meter.end(end)
 
 
@@ -195,6 +200,10 @@ class Choices:
     @property
     def finished(self) -> bool:
         return all(choice.finish_reason is not None for choice in self._choices)
+
+    @property
+    def failed(self) -> bool:
+        return any(choice.failed for choice in self._choices)
 
     def best(self, n: int, of: int) -> list[Choice]:
         """Of every `of` choices in a row the `n` likeliest by the mean of their tokens, likeliest first."""

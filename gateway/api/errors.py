@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gateway.accounts import LimitReached
 from gateway.generation import Failure, QueueFull, State, Unavailable
 
+STREAM_FAILED = "skipjoin.failed"  # in the scope of a request whose stream, begun with a 200, ended with an error
 CLIENT_GONE = 499  # nobody reads it; for metrics and logs
 
 _LONGEST_MESSAGE = 600  # characters; messages may quote what a client sent

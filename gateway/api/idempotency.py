@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.accounts import Clock
 from gateway.api.body import read_body
-from gateway.api.errors import ApiError
+from gateway.api.errors import STREAM_FAILED, ApiError
 from gateway.api.keys import account_of
 from gateway.api.respond import unless_disconnected
 
@@ -157,7 +157,8 @@ class Idempotency:
         fingerprint = hashlib.sha256(request.url.path.encode() + b"\0" + body).digest()
         name = (account_of(request).name, key)
         self._forget_old()
-        if (found := self._recordings.get(name)) is None:
+        found = self._recordings.get(name)
+        if found is None or not found.is_whole:  # a client that lost such a one can only have a new one
             return self._begin(name, fingerprint, request.scope, body), True
         if found.fingerprint != fingerprint:
             raise ApiError(
@@ -193,7 +194,8 @@ class Idempotency:
         except Exception as error:  # whoever listens reports it
             failure = error
         recording.end(failure)
-        if failure or recording.abandoned.is_set() or recording.status in _NOT_KEPT or recording.status >= 500:
+        failed = failure or recording.status >= 500 or STREAM_FAILED in recording.scope
+        if failed or recording.abandoned.is_set() or recording.status in _NOT_KEPT:
             self._forget(name, recording)
 
     def _forget(self, name: tuple[str, str], recording: Recording) -> None:

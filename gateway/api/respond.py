@@ -14,7 +14,7 @@ from starlette.types import Receive
 from gateway.accounts import Account
 from gateway.api.choices import Choice, Choices, GenerationFailed
 from gateway.api.dialect import Dialect, Letterhead
-from gateway.api.errors import generation_failed
+from gateway.api.errors import STREAM_FAILED, generation_failed
 from gateway.api.keys import account_of
 from gateway.api.schema import SamplingRequest
 from gateway.api.service import Service
@@ -53,7 +53,13 @@ async def respond(
         answer = StreamedAnswer(
             choices, dialect, letterhead, body.wants_usage_chunk, include_trace, body.wants_usage_always
         )
-        return StreamResponse(answer.events(), service.config.ping_interval, choices.abort)
+
+        def on_end() -> None:
+            choices.abort()
+            if choices.failed:
+                request.scope[STREAM_FAILED] = True
+
+        return StreamResponse(answer.events(), service.config.ping_interval, on_end)
     try:
         parts = await unless_disconnected(request.receive, _collect(choices))
     except GenerationFailed as error:

@@ -10,7 +10,7 @@ from starlette.responses import Response as HttpResponse
 
 from gateway.api.body import read_body
 from gateway.api.chat import ChatEndpoint
-from gateway.api.errors import ApiError, generation_failed, invalid_value, unsupported
+from gateway.api.errors import STREAM_FAILED, ApiError, generation_failed, invalid_value, unsupported
 from gateway.api.generations import OutputLength
 from gateway.api.keys import account_of
 from gateway.api.respond import json_response, start, unless_disconnected
@@ -52,7 +52,7 @@ class ResponsesEndpoint:
         items = [*self._earlier(request, body), *own]
         production = await self._produce(request, body, items, own)
         if body.stream:
-            return self._stream(production, -1, ends_with_client=not body.background)
+            return self._stream(request, production, -1, ends_with_client=not body.background)
         if body.background:
             return json_response(production.response)
         try:
@@ -71,14 +71,15 @@ class ResponsesEndpoint:
             return json_response(stored.production.response if stored.production else stored.response)
         if stored.production is None:
             raise invalid_value("Only responses in the background can be streamed again.", "stream")
-        return self._stream(stored.production, _number(request, "starting_after", -1), ends_with_client=False)
+        after = _number(request, "starting_after", -1)
+        return self._stream(request, stored.production, after, ends_with_client=False)
 
     async def delete(self, request: Request) -> HttpResponse:
         """One that is being made is cancelled first."""
         stored = self._stored(request)
+        self._store.remove(stored.response.id)  # first: what ends may make room, and remove this one
         if stored.production is not None:
             stored.production.cancel()
-        self._store.remove(stored.response.id)
         return json_response(Deleted(id=stored.response.id))
 
     async def cancel(self, request: Request) -> HttpResponse:
@@ -182,7 +183,7 @@ class ResponsesEndpoint:
             top_p=body.top_p,
         )
 
-    def _stream(self, production: Production, after: int, *, ends_with_client: bool) -> HttpResponse:
+    def _stream(self, request: Request, production: Production, after: int, *, ends_with_client: bool) -> HttpResponse:
         async def events() -> AsyncGenerator[bytes, None]:
             async for event in production.follow(after):
                 yield b"event: %b\ndata: %b\n\n" % (event.type.encode(), msgspec.json.encode(event))
@@ -190,6 +191,8 @@ class ResponsesEndpoint:
         def on_end() -> None:
             if ends_with_client:
                 production.cancel()
+            if production.response.status == "failed":
+                request.scope[STREAM_FAILED] = True
 
         return StreamResponse(events(), self._service.config.ping_interval, on_end)
 

@@ -29,6 +29,10 @@ class Production:
         return self._writer.response
 
     @property
+    def num_events(self) -> int:
+        return len(self._events)
+
+    @property
     def done(self) -> bool:
         return self.response.status != "in_progress"
 
@@ -62,7 +66,7 @@ class Production:
         try:
             self._tell(self._writer.opening())
             async for choice, parts in self._choices.parts():
-                self._tell(self._writer.parts(parts, choice.said()))
+                self._tell(self._writer.parts(parts, choice.said() if parts else []))
             (choice,) = self._choices
             assert choice.finish_reason is not None
             self._tell(self._writer.finished(choice.finish_reason, self._choices.usage()))

@@ -13,6 +13,7 @@ from gateway.api.responses.records import Item, Response
 
 MAX_RESPONSES = 2000
 MAX_BYTES = 64 * 2**20
+EVENT_BYTES = 300  # that an event takes: a record, a few numbers, and a text that is mostly short
 
 
 @dataclass(slots=True)
@@ -58,9 +59,11 @@ class ResponseStore:
             return
         stored.response = response
         self._items |= _by_id(stored.account, response.output)
+        size = len(msgspec.json.encode(response))
         if not keep_events:
             stored.production = None
-        size = len(msgspec.json.encode(response))
+        elif stored.production is not None:
+            size += EVENT_BYTES * stored.production.num_events
         stored.size += size
         self._bytes += size
         self._make_room()
