@@ -85,6 +85,15 @@ def test_keys_from_the_environment_have_no_limits() -> None:
     ]
 
 
+def test_a_key_of_the_file_and_one_of_the_environment_never_share_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.write_text(f"[key2]\nsha256 = '{'0' * 64}'\n")
+    config = Config(api_key_file=str(path))
+    assert len(load_keys(config, {"SKIPJOIN_API_KEYS": "sk-a"}).accounts) == 2
+    with pytest.raises(ConfigError, match=r"\[key2\] is the name of a key in SKIPJOIN_API_KEYS"):
+        load_keys(config, {"SKIPJOIN_API_KEYS": "sk-a,sk-b"})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

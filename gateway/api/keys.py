@@ -55,7 +55,10 @@ def load_keys(config: Config, environment: Mapping[str, str] = os.environ, clock
     """The keys of --api-key-file and of the environment; no keys at all: an open server. Raises ConfigError."""
     given = [key for key in environment.get(ENVIRONMENT, "").replace(",", " ").split() if key]
     accounts = {_digest(key): Account(f"key{i}", Limits(), clock) for i, key in enumerate(given, 1)}
+    taken = {account.name for account in accounts.values()}
     for name, entry in (_read(Path(config.api_key_file)) if config.api_key_file else {}).items():
+        if name in taken:  # Who has the same name shares KV and answers.
+            raise ConfigError(f"--api-key-file: [{name}] is the name of a key in {ENVIRONMENT}; choose another")
         accounts[bytes.fromhex(entry.sha256)] = Account(name, entry, clock)
     if config.api_key_file and not accounts:
         raise ConfigError(f"{config.api_key_file} has no keys; make one with: skipjoin key NAME")
