@@ -102,6 +102,19 @@ def test_logprobs_of_text_that_might_have_begun_a_call_are_not_lost() -> None:
         assert [logprob.token for logprob in text.logprobs or []] == ["x", "<", "y"]
 
 
+@pytest.mark.parametrize("answer", ["Yes.", "é.", "Oh, 🙂"])
+def test_logprobs_are_those_of_the_text_and_not_of_a_thought_before_it(answer: str) -> None:
+    with client_of(FakeEngine(f"<think>Hm.</think>\n\n{answer}"), byte_text_model(THOUGHTS), reasoning="on") as client:
+        response = client.responses.create(
+            model=NAME, input="hi", include=["message.output_text.logprobs"], top_logprobs=1
+        )
+        message = response.output[-1]
+        assert message.type == "message"
+        [text] = message.content
+        assert text.type == "output_text"
+        assert bytes(byte for logprob in text.logprobs or [] for byte in logprob.bytes) == answer.encode()
+
+
 # ---------------------------------------------------------------------------- streamed
 
 

@@ -64,8 +64,9 @@ class ResponseWriter:
         yield self._event("response.in_progress", response=self.response)
 
     def parts(self, parts: Sequence[Part], said: Sequence[Said]) -> Iterator[Event]:
-        """The tokens go with the first text that they are in."""
-        logprobs = chat_logprobs(said).content if self._logprobs else []
+        """The tokens go with the first text that they are in; those of marks and thoughts with none."""
+        length = sum(len(part.text) for part in parts if isinstance(part, ContentPart))
+        logprobs = chat_logprobs(_last(said, length)).content if self._logprobs else []
         for part in parts:
             yield from self._part(part, logprobs)
             if isinstance(part, ContentPart):
@@ -198,3 +199,21 @@ def _usage(usage: Usage) -> ResponseUsage:
         output_tokens_details=OutputDetails(0 if details is UNSET else details.reasoning_tokens),
         total_tokens=usage.total_tokens,
     )
+
+
+def _last(said: Sequence[Said], length: int) -> Sequence[Said]:
+    """The tokens that so many characters at the end of their text are made of."""
+    if not length:
+        return []
+    rest, first = length, len(said)
+    while rest > 0 and first > 0:
+        first -= 1
+        end = said[first + 1].offset if first + 1 < len(said) else said[first].offset + _characters(said[first].piece)
+        rest -= end - said[first].offset
+    while first > 0 and said[first - 1].offset == said[first].offset:  # in the middle of the same character
+        first -= 1
+    return said[first:]
+
+
+def _characters(piece: bytes) -> int:
+    return max(1, len(piece.decode(errors="ignore")))
