@@ -73,8 +73,10 @@ def serve_stage(
     torch.distributed. What makes going on impossible is told to the gateway as a Fault; the status is then 2 for a
     mistake in model or configuration, 1 for anything else.
     """
+    worker = None
     try:
-        Worker(channel, config, open_model(config), share or HostShare(), connect).serve(index)
+        worker = Worker(channel, config, open_model(config), share or HostShare(), connect)
+        worker.serve(index)
     except (ModelError, ConfigError) as error:  # the operator's to mend, who reads it from the gateway
         channel.send([GATEWAY_RANK], encode(Fault(str(error))))
         return 2
@@ -83,6 +85,8 @@ def serve_stage(
         channel.send([GATEWAY_RANK], encode(Fault(f"{type(error).__name__}: {error}")))
         return 1
     finally:
+        if worker is not None:
+            worker.close()  # After the fault is told: neighbours that notice tell of a lost link only.
         channel.close(_CLOSE_TIMEOUT_S)
     return 0
 
@@ -113,11 +117,12 @@ class Worker:
         if index is not None:
             self._load(self._stages[index])
             self._report(self._ready(self._stages[index]))
-        try:
-            while self._take_orders():
-                self._advance()
-        finally:
-            self._leave_epoch()
+        while self._take_orders():
+            self._advance()
+
+    def close(self) -> None:
+        """Leave the neighbours. Harmless when repeated."""
+        self._leave_epoch()
 
     # ------------------------------------------------------------------------ orders
 
@@ -261,11 +266,11 @@ class Worker:
         )
 
     def _lose_link(self, error: LinkLost) -> None:
-        """Leave the epoch, so that the neighbours notice as well, say so, and wait for another."""
+        """Say so, leave the epoch, so that the neighbours notice as well, and wait for another."""
         logger.warning("%s; waiting for a new setup", error)
+        self._report(LinkDown(str(error)))
         self._leave_epoch()
         self._link_lost = True
-        self._report(LinkDown(str(error)))
 
     def _leave_epoch(self) -> None:
         if self._epoch is not None:
