@@ -38,6 +38,14 @@ class Point:
     tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a profile is made of."""
+
+    points: list[Point]  # in order
+    copies: list[int]  # blocks of each
+
+
 class Profiler:
     """Runs made-up iterations on an idle pipeline. Job ids and tokens are arbitrary: only time is looked at."""
 
@@ -53,7 +61,8 @@ class Profiler:
         self._seq = 0
 
     def measure(self, progress: Callable[[float], None], clock: Callable[[], float] = time.perf_counter) -> Profile:
-        prompts, decodes, contexts, points = self._prompts(), self._decodes(), self._contexts(), self.points
+        prompts, decodes, contexts = self._prompts(), self._decodes(), self._contexts()
+        points = self.measured.points
         seconds: dict[Point, float] = {}
         for index, point in enumerate(points):
             seconds[point] = self._quickest(self._batch(point), clock)
@@ -71,9 +80,9 @@ class Profiler:
         )
 
     @property
-    def points(self) -> list[Point]:
-        """All that is measured, in order."""
-        return list(dict.fromkeys(self._prompts() + self._decodes() + self._contexts()))
+    def measured(self) -> Measured:
+        points = dict.fromkeys(self._prompts() + self._decodes() + self._contexts())
+        return Measured(list(points), self._copies())
 
     @property
     def num_plans(self) -> int:
@@ -94,6 +103,11 @@ class Profiler:
         jobs = self._most_jobs(longest)
         return [Point(jobs, context, 1) for context in sorted({self._context, longest})]
 
+    def _copies(self) -> list[int]:
+        """Blocks of each offload."""
+        most = min(COPIED_BLOCKS, self._pools.num_device_blocks, self._pools.num_host_blocks)
+        return sorted({min(1, most), most})
+
     def _most_jobs(self, context: int) -> int:
         blocks = -(-(context + 1) // self._config.block_tokens)
         return max(1, min(self._config.batch_jobs, self._pools.num_device_blocks // blocks))
@@ -109,8 +123,7 @@ class Profiler:
 
     def _copy_s(self, clock: Callable[[], float]) -> float:
         """Seconds per block, from a small and a large offload."""
-        most = min(COPIED_BLOCKS, self._pools.num_device_blocks, self._pools.num_host_blocks)
-        sizes = sorted({min(1, most), most})
+        sizes = self._copies()
         offloads = [Plan(0, 0, [], [(block, block) for block in range(size)], [], False) for size in sizes]
         return _slope([(size, self._quickest(plan, clock)) for size, plan in zip(sizes, offloads, strict=True)])
 
@@ -145,12 +158,9 @@ def _slope(measured: list[tuple[int, float]]) -> float:
 
 
 def profile_path(
-    files: ModelFiles, config: Config, offers: list[Ready], points: list[Point], folder: Path | None = None
+    files: ModelFiles, config: Config, offers: list[Ready], measured: Measured, folder: Path | None = None
 ) -> Path:
-    """Where the profile of this model, device and layout is kept: everything that changes the times is in the name.
-
-    points: that it consists of.
-    """
+    """Where the profile of this model, device and layout is kept: everything that changes the times is in the name."""
     target = files.path if files.path.is_file() else files.path / "config.json"
     stat = target.stat()
     facts = [
@@ -162,7 +172,7 @@ def profile_path(
         config.batch_jobs,
         config.weights,
         config.cuda_graphs,
-        points,
+        measured,
     ]
     facts += [[offer.hostname, offer.device, offer.dtype, offer.fingerprint, offer.block_bytes] for offer in offers]
     digest = hashlib.sha256(msgspec.json.encode(facts)).hexdigest()[:16]

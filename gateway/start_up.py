@@ -44,7 +44,7 @@ def start_up(pipeline: Pipeline, config: Config, files: ModelFiles, spec: ModelS
     limits = [spec.context_length, pools.num_device_blocks * config.block_tokens]
     max_context = min(limits + ([config.max_context] if config.max_context else []))
     profiler = Profiler(pipeline, config, pools, spec.vocab_size, max_context)
-    path = profile_path(files, config, offers, profiler.points)
+    path = profile_path(files, config, offers, profiler.measured)
     if config.profile == "cached" and (found := load_profile(path)):
         return Cluster(config, offers, pools, max_context, found, path, True, 0)
     profile = profiler.measure(lambda share: progress("profiling", share))

@@ -1,3 +1,4 @@
+from dataclasses import replace as replaced
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,10 @@ from common.config import Config
 from common.model_files import ModelFiles
 from common.records import Plan, Ready, Result
 from gateway.pipeline import Pools
-from gateway.profiling import Point, Profiler, load_profile, profile_path, save_profile
+from gateway.profiling import Measured, Point, Profiler, load_profile, profile_path, save_profile
 from gateway.scheduling.cost import Profile
 
-POINTS = [Point(1, 0, 16)]
+MEASURED = Measured([Point(1, 0, 16)], [1, 64])
 OFFER = Ready("here", "cpu, 2 threads", "fp32", "f00d", 100, 2000, 2000)
 
 
@@ -104,16 +105,17 @@ def test_another_device_version_layout_or_model_has_another_profile(tmp_path: Pa
     model.write_bytes(b"1")
     files = ModelFiles("gguf", model, "model")
     paths = {
-        profile_path(files, Config(), [OFFER], POINTS, tmp_path),
-        profile_path(files, Config(), [replace(OFFER, device="cpu, 1 thread")], POINTS, tmp_path),
-        profile_path(files, Config(), [replace(OFFER, fingerprint="of a later version")], POINTS, tmp_path),
-        profile_path(files, Config(), [OFFER, OFFER], POINTS, tmp_path),
-        profile_path(files, Config(block_tokens=32), [OFFER], POINTS, tmp_path),
-        profile_path(files, Config(weights="int8"), [OFFER], POINTS, tmp_path),
-        profile_path(files, Config(cuda_graphs=False), [OFFER], POINTS, tmp_path),
-        profile_path(files, Config(), [OFFER], [Point(1, 0, 8)], tmp_path),
+        profile_path(files, Config(), [OFFER], MEASURED, tmp_path),
+        profile_path(files, Config(), [replace(OFFER, device="cpu, 1 thread")], MEASURED, tmp_path),
+        profile_path(files, Config(), [replace(OFFER, fingerprint="of a later version")], MEASURED, tmp_path),
+        profile_path(files, Config(), [OFFER, OFFER], MEASURED, tmp_path),
+        profile_path(files, Config(block_tokens=32), [OFFER], MEASURED, tmp_path),
+        profile_path(files, Config(weights="int8"), [OFFER], MEASURED, tmp_path),
+        profile_path(files, Config(cuda_graphs=False), [OFFER], MEASURED, tmp_path),
+        profile_path(files, Config(), [OFFER], replaced(MEASURED, points=[]), tmp_path),
+        profile_path(files, Config(), [OFFER], replaced(MEASURED, copies=[0]), tmp_path),
     }
     model.write_bytes(b"12")
-    paths.add(profile_path(files, Config(), [OFFER], POINTS, tmp_path))
-    assert len(paths) == 9
-    assert profile_path(files, Config(port=1234), [OFFER], POINTS, tmp_path) in paths
+    paths.add(profile_path(files, Config(), [OFFER], MEASURED, tmp_path))
+    assert len(paths) == 10
+    assert profile_path(files, Config(port=1234), [OFFER], MEASURED, tmp_path) in paths
