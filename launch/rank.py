@@ -16,7 +16,7 @@ from common.mpi import MpiChannel, World
 from common.records import Stop, decode_order
 from common.topology import GATEWAY_RANK, role
 
-_LOST_S = 5.0  # in which ranks have to leave a world that has lost one
+_LOST_S = 5.0  # in which all have to leave a world that ends with an error
 
 Place = tuple[str, list[int]]  # hostname, and the cores that this process may use
 

@@ -288,7 +288,7 @@ def test_the_trace_comes_when_it_is_asked_for(tiny: str, tmp_path: Path) -> None
 
 
 def test_a_stage_that_falls_silent_is_told_and_ends_the_world_with_status_3(tiny: str, tmp_path: Path) -> None:
-    command = skipjoin(tiny, "--threads", "1", "--iteration-timeout", "1")
+    command = skipjoin(tiny, "--threads", "1", "--iteration-timeout", "3")
     with running(command, tmp_path / "log", status=3) as server:
         (stage,) = [child for child in server.children if maps_torch(child)]
         stage.suspend()

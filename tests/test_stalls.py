@@ -49,7 +49,7 @@ def inputs() -> dict[str, Input]:
         found[f"completion: {','.join(fields)}, {len(body)} bytes"] = (COMPLETIONS, body)
     found["completion: 1024 prompts of 8000 characters"] = (
         COMPLETIONS,
-        json.dumps(completion | {"prompt": ["word " * 1600] * 1024}).encode(),
+        json.dumps(completion | {"prompt": ["word " * 1600] * 1024, "max_tokens": 10**6}).encode(),
     )
     for fields in IMPOSSIBLE_CHATS:
         body = json.dumps(chat | fields).encode()

@@ -168,6 +168,7 @@ class Idempotency:
 
     def _begin(self, name: tuple[str, str], fingerprint: bytes, scope: Scope, body: bytes) -> Recording:
         recording = Recording(fingerprint, scope, self._clock(), self._bounds.answer_bytes)
+        self._recordings.pop(name, None)  # so that the new one is the newest
         self._recordings[name] = recording
         task = asyncio.ensure_future(self._run(name, recording, body))
         self._running.add(task)
