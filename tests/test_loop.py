@@ -30,7 +30,7 @@ from common.records import (
 )
 from worker.fingerprint import fingerprint
 from worker.kv_cache import block_bytes
-from worker.link import LocalWiring
+from worker.link import LocalLink, LocalWiring
 from worker.loop import Model, serve_stage
 
 
@@ -222,6 +222,25 @@ def test_an_order_that_makes_no_sense_is_a_fault() -> None:
     assert workers.join() == [1]
     _, report = workers.report()
     assert isinstance(report, Fault)
+
+
+def test_a_fault_is_told_before_the_neighbours_are_left_whatever_comes_of_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers([0, 1])
+    workers.reports(Ready, 2)
+    workers.set_up([1, 2])
+    told: list[bool] = []
+
+    def close(link: LocalLink) -> None:
+        told.append(bool(workers.channel._inboxes[0]))
+        raise RuntimeError("the group cannot be destroyed")
+
+    monkeypatch.setattr(LocalLink, "close", close)
+    workers.channel.send([1], b"\x93\x01\x02\x03")
+    workers.threads[0].join(20.0)
+    assert told == [True]
+    assert list(workers.reports(Fault, 1)) == [1]
+    workers.stop()
+    assert workers.statuses == {1: 1, 2: 0}
 
 
 class PipeChannel:

@@ -121,8 +121,11 @@ class Worker:
             self._advance()
 
     def close(self) -> None:
-        """Leave the neighbours. Harmless when repeated."""
-        self._leave_epoch()
+        """Leave the neighbours, in order or not: nothing comes after it."""
+        try:
+            self._leave_epoch()
+        except Exception:
+            logger.exception("the other stages could not be left in order")
 
     # ------------------------------------------------------------------------ orders
 

@@ -1,4 +1,4 @@
-"""Small numbers between host and device. Nothing here waits for a GPU but `wait_for` and `to_host`, which does once."""
+"""Small numbers between host and device. Only `wait_for` waits for a GPU, for `to_host` once a call."""
 
 from typing import Any
 
