@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import anyio.to_thread
@@ -47,6 +48,13 @@ def test_a_directory_gives_tokenizer_template_and_ends(tmp_path: Path) -> None:
     text = load_text_model(ModelFiles("safetensors", tmp_path, "m"), spec())
     assert (text.name, text.stop_tokens, text.vocab_size) == ("m", frozenset({256, 7}), 300)
     assert asyncio.run(text.encode_chat(Conversation([USER]), 100)).tokens == list(b"user: hi\nassistant: ")
+
+
+def test_ends_that_the_embedding_has_no_row_for_never_come(tmp_path: Path) -> None:
+    byte_backend().save(str(tmp_path / "tokenizer.json"))
+    files = ModelFiles("safetensors", tmp_path, "m")
+    assert load_text_model(files, replace(spec(), vocab_size=256)).stop_tokens == {7}
+    assert load_text_model(files, replace(spec(), eos_token_ids=(-1,))).stop_tokens == frozenset()
 
 
 def test_opt_has_its_token_in_front_of_prompts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,6 +42,12 @@ def test_bad_words_are_bad_at_the_beginning_and_after_a_blank() -> None:
         (97,),
         (32, 97),
     )
+
+
+def test_what_the_model_has_no_row_for_need_not_be_forbidden() -> None:
+    # A fine-tune's tokenizer may have more tokens than the embedding: forbidding one would index beyond the logits.
+    service = replace(SERVICE, text=replace(SERVICE.text, vocab_size=END))
+    assert token_rules.bad_words(service, request(bad_words=["<|end|>", "a"])) == ((97,), (32, 97))
 
 
 def test_allowed_tokens_are_the_bits_of_a_mask() -> None:

@@ -34,14 +34,18 @@ def stop_tokens(service: Service, request: SamplingRequest) -> frozenset[int]:
 
 
 def bad_words(service: Service, request: SamplingRequest) -> tuple[tuple[int, ...], ...]:
-    """Each word as tokens, at the beginning of a text and within one. Raises ApiError for too many or too long ones."""
+    """Each word as tokens, at the beginning of a text and within one; not those that the model has no token for.
+
+    Raises ApiError for too many or too long ones.
+    """
     words = request.bad_words or []
     _check_number(len(words), MAX_BAD_WORDS, "bad_words")
     if not all(0 < len(word.strip()) <= MAX_BAD_WORD_CHARACTERS for word in words):
         raise invalid_value(f"a bad word needs 1 to {MAX_BAD_WORD_CHARACTERS} characters", "bad_words")
     encode = service.text.tokenizer.encode
     forms = [form for word in words for form in (word.strip(), " " + word.strip())]
-    return tuple(dict.fromkeys(tuple(encode(form, add_special_tokens=False)) for form in forms))
+    encoded = dict.fromkeys(tuple(encode(form, add_special_tokens=False)) for form in forms)
+    return tuple(tokens for tokens in encoded if tokens and max(tokens) < service.text.vocab_size)
 
 
 def allowed_tokens(service: Service, request: SamplingRequest) -> AllowedTokens | None:

@@ -140,4 +140,6 @@ def load_text_model(
         tokenizer = load_tokenizer(files.path, prepend_bos=spec.family == "opt")
         source = directory_template(files.path, tokenizer_settings(files.path))
     chat = chat_form(source, tokenizer, tool_format, reasoning) if source else None
-    return TextModel(files.name, tokenizer, chat, frozenset(spec.eos_token_ids), spec.vocab_size)
+    # Some checkpoints name ends that their embedding has no row for.
+    ends = frozenset(token for token in spec.eos_token_ids if 0 <= token < spec.vocab_size)
+    return TextModel(files.name, tokenizer, chat, ends, spec.vocab_size)
