@@ -1,6 +1,5 @@
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -10,7 +9,7 @@ from fakes_worker import CONFIG, SPEC
 
 from common.config import ConfigError, KvDtype
 from worker.attention.native import attends_in_tiles
-from worker.device import HostShare, Placement, _free_in_cgroup, kv_budget, place
+from worker.device import HostShare, Placement, kv_budget, place
 
 CPU = Placement(torch.device("cpu"), torch.float32, torch.float32, 1)
 
@@ -148,16 +147,11 @@ def test_by_default_the_stages_of_a_host_divide_shares_of_its_free_memory() -> N
     assert device / host == pytest.approx(0.15 / 0.25, rel=0.2)
 
 
-def test_the_tightest_limit_of_the_groups_above_a_process_counts(tmp_path: Path) -> None:
-    inner = tmp_path / "slurm" / "job"
-    inner.mkdir(parents=True)
-    for folder, limit, used in ((tmp_path, None, 0), (inner.parent, "1000", 400), (inner, "max", 300)):
-        if limit is not None:
-            (folder / "memory.max").write_text(f"{limit}\n")
-            (folder / "memory.current").write_text(f"{used}\n")
-    (tmp_path / "membership").write_text("0::/slurm/job\n")
-    assert _free_in_cgroup(tmp_path, tmp_path / "membership") == 600
-
-
-def test_without_groups_there_is_no_limit(tmp_path: Path) -> None:
-    assert _free_in_cgroup(tmp_path, tmp_path / "missing") == float("inf")
+@pytest.mark.parametrize(("quota", "threads"), [(float("inf"), 8), (5.5, 3), (1.0, 1), (64.0, 8)])
+def test_a_quota_of_processors_is_divided_by_the_stages_of_a_host(
+    monkeypatch: pytest.MonkeyPatch, quota: float, threads: int
+) -> None:
+    monkeypatch.setattr("worker.cgroups.cpu_quota", lambda: quota)
+    before = torch.get_num_threads()
+    assert place(replace(CONFIG, threads=None), SPEC, HostShare(stages=2, cores=8)).threads == threads
+    torch.set_num_threads(before)

@@ -1,14 +1,15 @@
 """What a stage computes with: device, number type, threads, and how much memory is left for KV."""
 
+import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import torch
 
 from common.config import Config, ConfigError, Stored, parse_bytes
 from common.model_spec import ModelSpec
+from worker import cgroups
 from worker.attention.native import attends_in_tiles, attends_natively
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,7 +74,7 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
     """Choose device and type, and make torch use them. Several stages may share a GPU. Raises ConfigError."""
     device = _device(config, share)
     auto = "fp32" if device.type == "cpu" else spec.dtype
-    threads = config.threads or share.cores or len(os.sched_getaffinity(0))
+    threads = config.threads or _threads(share)
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -82,6 +83,13 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
         if kept not in ("auto", "exact") and (device.type, dtype) != ("cpu", torch.float32):
             raise ConfigError(f"{option} {kept} is for stages that compute in fp32 on a CPU")
     return Placement(device, dtype, _kv_dtype(config, spec, dtype), threads, config.weights)
+
+
+def _threads(share: HostShare) -> int:
+    """One for each core. Not more than a quota allows: threads that wait for each other would all wait for its end."""
+    cores = share.cores or len(os.sched_getaffinity(0))
+    quota = cgroups.cpu_quota() / share.stages
+    return cores if math.isinf(quota) else min(cores, max(1, math.ceil(quota)))
 
 
 def _kv_dtype(config: Config, spec: ModelSpec, dtype: torch.dtype) -> torch.dtype:
@@ -143,23 +151,4 @@ def _free_on_device(placement: Placement, share: HostShare) -> float:
 
 
 def _free_on_host(share: HostShare) -> float:
-    return min(psutil.virtual_memory().available, _free_in_cgroup()) / share.stages
-
-
-def _free_in_cgroup(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
-    """What containers and batch systems leave this process, which the machine's own numbers do not show."""
-    free = float("inf")
-    try:
-        own = next(line[3:].strip("/ \n") for line in membership.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):  # no cgroup of version 2
-        return free
-    group = root / own
-    for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(root))):
-        try:
-            limit = (folder / "memory.max").read_text().strip()
-            used = int((folder / "memory.current").read_text())
-        except OSError:
-            continue
-        if limit != "max":
-            free = min(free, max(0.0, int(limit) - used))
-    return free
+    return min(psutil.virtual_memory().available, cgroups.free_memory()) / share.stages
