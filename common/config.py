@@ -1,6 +1,8 @@
 """The one configuration of a server. The command line is this class's fields, their docstrings its help."""
 
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -28,9 +30,14 @@ _AT_LEAST_ONE = (  # where they are given
     "kv_device_blocks",
     "max_batch_jobs",
     "max_batch_tokens",
+    "max_body_bytes",
+    "max_waiting_jobs",
     "num_levels",
 )
-_AT_LEAST_ZERO = ("kv_host_blocks", "prefill_chunk_tokens")
+_AT_LEAST_ZERO = ("kv_host_blocks", "prefill_chunk_tokens", "aging", "drain_timeout")
+_MORE_THAN_ZERO = ("quantum_ms", "aging_limit_ms", "ping_interval", "start_timeout", "iteration_timeout")
+_LARGEST_PORT = 2**16 - 1
+_LARGEST_GROWTH = 1e100  # from the highest level's quantum to the lowest's, so that all are finite
 
 
 class ConfigError(ValueError):
@@ -162,26 +169,29 @@ class Config:
         return replace(self, max_batch_jobs=self.max_batch_jobs or default)
 
     def __post_init__(self) -> None:
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{_option(name)} must be at least 1")
-        for name in _AT_LEAST_ZERO:
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"{_option(name)} must not be negative")
-        if self.quantum_ms is not None and self.quantum_ms <= 0:
-            raise ConfigError("--quantum-ms must be greater than 0")
+        # Each asks for what is right, so that NaN is not.
+        self._require("must be at least 1", lambda value: value >= 1, _AT_LEAST_ONE)
+        self._require("must not be negative", lambda value: value >= 0, _AT_LEAST_ZERO)
+        self._require("must be greater than 0", lambda value: value > 0, _MORE_THAN_ZERO)
+        self._require("must be greater than 1", lambda value: value > 1, ("quantum_growth",))
+        self._require(f"must be from 0 to {_LARGEST_PORT}", lambda value: 0 <= value <= _LARGEST_PORT, ("port",))
+        if (self.num_levels - 1) * math.log(self.quantum_growth) > math.log(_LARGEST_GROWTH):
+            raise ConfigError(
+                f"--num-levels {self.num_levels} are too many with --quantum-growth {self.quantum_growth}"
+            )
         if self.ssl_keyfile and not self.ssl_certfile:
             raise ConfigError("--ssl-keyfile needs --ssl-certfile")
-        if self.aging_limit_ms is not None and self.aging_limit_ms <= 0:
-            raise ConfigError("--aging-limit-ms must be greater than 0")
-        if self.quantum_growth <= 1:
-            raise ConfigError("--quantum-growth must be greater than 1")
         for name in ("kv_device_memory", "kv_host_memory"):
             value = getattr(self, name)
             if value is not None:
                 parse_bytes(value)
+
+    def _require(self, what: str, holds: Callable[[float], bool], names: tuple[str, ...]) -> None:
+        """Raises ConfigError for the first of the options that is given and is not so."""
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise ConfigError(f"{_option(name)} {what}")
 
 
 def _option(name: str) -> str:

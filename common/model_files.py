@@ -44,7 +44,11 @@ def locate(model: str | None) -> ModelFiles:
         return _directory(path, path.resolve().name)
     if model.count("/") == 1 and not model.startswith((".", "/", "~")):
         return _directory(_from_hub(model), model)
-    raise ModelError(f"no such file or directory: {model} (a hub id looks like organization/name)")
+    raise ModelError(_nowhere(model))
+
+
+def _nowhere(model: str) -> str:
+    return f"no such file or directory: {model} (a hub id looks like organization/name)"
 
 
 def _directory(path: Path, name: str) -> ModelFiles:
@@ -65,13 +69,15 @@ def _embedded() -> ModelFiles:
 
 def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - a network client, needed only here
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError  # noqa: PLC0415
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError  # noqa: PLC0415
 
     try:
         return Path(snapshot_download(model, allow_patterns=_HUB_FILES))
     except RepositoryNotFoundError:
         raise ModelError(f"the hub knows no model {model}, or it is private: check the name, or set HF_TOKEN") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except HFValidationError:
+        raise ModelError(_nowhere(model)) from None
+    except Exception as error:  # the library passes on whatever its HTTP client raises, which its version decides
         raise ModelError(
             f"{model} is not in the local hub cache and the hub cannot be reached ({type(error).__name__}); "
             f"on a machine with a network run: hf download {model}"

