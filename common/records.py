@@ -100,9 +100,10 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     dtype: str
     fingerprint: str  # of what else decides how long iterations take: the worker's code, its CPU
     block_bytes: int  # bytes of one KV block in this stage
-    device_bytes: int  # KV bytes that fit on the device
+    device_bytes: int  # KV bytes that fit on the device, were no other stage on it
     host_bytes: int  # KV bytes that fit in host memory
     store_port: int = 0  # of a store that this rank hosts, where the stages of a Setup can meet; 0: it hosts none
+    gpu: str = ""  # which one, by its own id, whatever the number by which the rank knows it; empty: none
 
 
 class Up(msgspec.Struct, frozen=True, array_like=True, tag=True):
@@ -133,6 +134,7 @@ class Fault(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """This rank cannot go on; the text is for the operator."""
 
     text: str
+    is_mistake: bool = False  # in model or configuration: another start would end alike
 
 
 class LinkDown(msgspec.Struct, frozen=True, array_like=True, tag=True):

@@ -17,7 +17,7 @@ from itertools import repeat
 from msgspec.structs import replace
 
 from common.channel import Channel, growing_pauses
-from common.config import Config
+from common.config import Config, ConfigError
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
 from common.records import Plan, Result
@@ -100,6 +100,7 @@ class JobEngine:
         self.cluster: Cluster | None = None  # set before the engine is ready, as is the scheduler
         self.scheduler: Scheduler | None = None
         self.failure: str | None = None
+        self.is_mistake = False  # the failure is the configuration's: another start would end alike
 
     # ------------------------------------------------------------------------------------------ on the event loop
 
@@ -201,6 +202,8 @@ class JobEngine:
             self._serve(self.scheduler)
         except Interrupted:
             log.info("stopped before it was ready")
+        except ConfigError as error:
+            self.failure, self.is_mistake = str(error), True
         except StageLost as lost:
             self.failure = str(lost)
             log.error("the workers are lost: %s", lost)

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from common.channel import Channel, receive
+from common.config import ConfigError
 from common.records import (
     Fault,
     LinkDown,
@@ -34,17 +34,11 @@ class Interrupted(Exception):
     """Somebody asked for the end while this was waiting."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pools:
-    """What the stages agreed to hold: the same number of blocks everywhere, of a different size in each stage."""
-
-    num_device_blocks: int
-    num_host_blocks: int
-    block_bytes: int  # of one block, summed over the stages
-
-
 class Pipeline:
-    """Talks to the stages over a channel. One thread uses it."""
+    """Talks to the stages over a channel. One thread uses it.
+
+    All that waits raises StageLost, and ConfigError for a stage that cannot do what the configuration wants.
+    """
 
     def __init__(self, channel: Channel, stages: list[int], timeout_s: float) -> None:
         self._channel = channel
@@ -93,7 +87,7 @@ class Pipeline:
         self._channel.send([last], payload)
 
     def poll(self) -> Result | None:
-        """The next result if it is there. Raises StageLost."""
+        """The next result if it is there."""
         message = self._channel.poll()
         if message is None:
             return None
@@ -117,10 +111,11 @@ class Pipeline:
         self._channel.close(_CLOSE_TIMEOUT_S)
 
     def _expect(self, kinds: tuple[type[Report], ...], timeout_s: float) -> tuple[int, Report]:
-        deadline = time.monotonic() + timeout_s
-        while (message := receive(self._channel, _INTERRUPT_LOOK_S)) is None and time.monotonic() < deadline:
-            if self._interrupted:
+        deadline, message = time.monotonic() + timeout_s, None
+        while message is None and time.monotonic() < deadline:
+            if self._interrupted:  # Not only when nothing comes: several stages that load always tell of it.
                 raise Interrupted
+            message = receive(self._channel, _INTERRUPT_LOOK_S)
         if message is None:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise StageLost(f"no {wanted} from ranks {self.stages} within {timeout_s:.0f} s")
@@ -133,20 +128,9 @@ class Pipeline:
 
 def _checked(rank: int, report: Report) -> Report:
     if isinstance(report, Fault | LinkDown):
-        raise StageLost(f"rank {rank}: {report.text}")
+        mistake = isinstance(report, Fault) and report.is_mistake
+        raise (ConfigError if mistake else StageLost)(f"rank {rank}: {report.text}")
     return report
-
-
-def agree_on_pools(offers: list[Ready], device_blocks: int | None, host_blocks: int | None) -> Pools:
-    """As many blocks as the smallest stage can hold, or as many as were asked for."""
-    if device_blocks is None:
-        device_blocks = min(offer.device_bytes // offer.block_bytes for offer in offers)
-    if host_blocks is None:
-        host_blocks = min(offer.host_bytes // offer.block_bytes for offer in offers)
-    if device_blocks < 1:
-        largest = max(offer.block_bytes for offer in offers)
-        raise StageLost(f"no room for KV: one block takes {largest} bytes; raise --kv-device-memory")
-    return Pools(device_blocks, host_blocks, sum(offer.block_bytes for offer in offers))
 
 
 def _lean(plan: Plan) -> Plan:

@@ -12,7 +12,8 @@ import platformdirs
 from common.config import Config
 from common.model_files import ModelFiles
 from common.records import Entry, Plan, Ready, Sampling
-from gateway.pipeline import Pipeline, Pools
+from gateway.pipeline import Pipeline
+from gateway.pools import Pools
 from gateway.scheduling.cost import Profile
 
 PROMPT_TOKENS = (16, 64, 256, 1024)

@@ -9,7 +9,8 @@ from common.config import Config
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
 from common.records import Ready, Setup
-from gateway.pipeline import Pipeline, Pools, agree_on_pools
+from gateway.pipeline import Pipeline
+from gateway.pools import Pools, agree_on_pools
 from gateway.profiling import Profiler, load_profile, profile_path, save_profile
 from gateway.scheduling.cost import Profile
 
@@ -33,10 +34,10 @@ class Cluster:
 
 
 def start_up(pipeline: Pipeline, config: Config, files: ModelFiles, spec: ModelSpec, progress: Progress) -> Cluster:
-    """Bring the stages up and measure them, or remember earlier measurements. Raises StageLost."""
+    """Bring the stages up and measure them, or remember earlier measurements. Raises StageLost, ConfigError."""
     offers = pipeline.wait_until_loaded(config.start_timeout, lambda share: progress("loading", share))
     config = config.on(*(offer.device for offer in offers))
-    pools = agree_on_pools(offers, config.kv_device_blocks, config.kv_host_blocks)
+    pools = agree_on_pools(offers, config)
     # The first stage hosts the store where the others meet: an epoch without it would be over anyway.
     meeting = (offers[0].hostname, offers[0].store_port)
     setup = Setup(0, pipeline.stages, pools.num_device_blocks, pools.num_host_blocks, *meeting)

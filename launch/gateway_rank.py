@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import signal
 import socket
 import sys
@@ -29,6 +30,7 @@ from launch.bars import Bars
 
 log = logging.getLogger(__name__)
 
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_LOST = 3  # the workers are lost: a supervisor should start the job again
 STOP_TIMEOUT_S = 10.0
@@ -41,12 +43,21 @@ def run_gateway(config: Config, channel: Channel) -> int:
     sys.setswitchinterval(GIL_SWITCH_S)
     raise_open_files_limit()
     try:
-        return uvloop.run(_Gateway(config, channel).run())
+        gateway = _Gateway(config, channel)
     except (ModelError, ConfigError, OSError) as error:
         print(f"skipjoin: {error}", file=sys.stderr)
-        channel.send(range(1, channel.size), encode(Stop()))
-        channel.close(STOP_TIMEOUT_S)
-        return EXIT_USAGE
+        return _send_home(channel, EXIT_USAGE)
+    except Exception:
+        log.exception("the gateway cannot begin")
+        return _send_home(channel, EXIT_FAILED)
+    return uvloop.run(gateway.run())
+
+
+def _send_home(channel: Channel, status: int) -> int:
+    """Before the engine has begun, and with it its thread: then that does it."""
+    channel.send(range(1, channel.size), encode(Stop()))
+    channel.close(STOP_TIMEOUT_S)
+    return status
 
 
 class _Gateway:
@@ -80,12 +91,15 @@ class _Gateway:
             self._announce()
         await self._engine.until("draining", "lost")
         await self._drain()
-        await self._engine.stop(STOP_TIMEOUT_S)
+        if not await self._engine.stop(STOP_TIMEOUT_S):
+            # It may be within MPI, which serves one thread at a time: no leaving in order. The launcher ends the rest.
+            print("skipjoin: the engine did not stop; the world ends without it", file=sys.stderr, flush=True)
+            os._exit(EXIT_LOST)
         http.should_exit = True
         await serving
         if self._engine.failure is not None:
             print(f"skipjoin: {self._engine.failure}", file=sys.stderr)
-            return EXIT_LOST
+            return EXIT_USAGE if self._engine.is_mistake else EXIT_LOST
         return 0
 
     def _on_signal(self) -> None:

@@ -1,16 +1,19 @@
 """Rank 0 of `skipjoin profile`: measure, or recall, what iterations cost, and show it with the levels that follow."""
 
+import logging
 import sys
 
 from common.channel import Channel
-from common.config import Config
+from common.config import Config, ConfigError
 from common.model_files import ModelError, locate
 from common.spec_reader import read_spec
 from gateway.pipeline import Pipeline, StageLost
 from gateway.scheduling.levels import Levels
 from gateway.start_up import Cluster, start_up
 from launch.bars import Bars
-from launch.gateway_rank import EXIT_LOST, EXIT_USAGE, describe
+from launch.gateway_rank import EXIT_FAILED, EXIT_LOST, EXIT_USAGE, describe
+
+log = logging.getLogger(__name__)
 
 
 def run_profile(config: Config, channel: Channel) -> int:
@@ -19,9 +22,12 @@ def run_profile(config: Config, channel: Channel) -> int:
     try:
         files = locate(config.model)
         cluster = start_up(pipeline, config, files, read_spec(files), Bars())
-    except (ModelError, StageLost) as error:
+    except (ModelError, ConfigError, StageLost) as error:
         print(f"skipjoin: {error}", file=sys.stderr)
-        return EXIT_USAGE if isinstance(error, ModelError) else EXIT_LOST
+        return EXIT_LOST if isinstance(error, StageLost) else EXIT_USAGE
+    except Exception:
+        log.exception("nothing could be measured")
+        return EXIT_FAILED
     finally:
         pipeline.stop()
     print(describe(config, cluster))

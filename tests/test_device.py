@@ -133,13 +133,6 @@ def test_sizes_are_per_stage() -> None:
     assert kv_budget(config, CPU, HostShare(stages=4), 1000) == (2 * 2**20, 2**30)
 
 
-def test_a_gpus_host_pins_no_more_than_twice_its_pool_by_default() -> None:
-    cuda = replace(CPU, device=torch.device("cuda"))
-    assert kv_budget(replace(CONFIG, kv_device_memory="1MiB"), cuda, HostShare(), 1000) == (2**20, 2**21)
-    asked_for = replace(CONFIG, kv_device_memory="1MiB", kv_host_memory="1G")
-    assert kv_budget(asked_for, cuda, HostShare(), 1000) == (2**20, 2**30)
-
-
 def test_by_default_the_stages_of_a_host_divide_shares_of_its_free_memory() -> None:
     device, host = kv_budget(CONFIG, CPU, HostShare(stages=2), 1000)
     available = psutil.virtual_memory().available

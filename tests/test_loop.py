@@ -212,6 +212,7 @@ def test_a_model_that_is_not_there_is_the_operators_mistake_and_no_crash(caplog:
     _, report = workers.report()
     assert isinstance(report, Fault)
     assert report.text.startswith("no such file or directory: /nowhere/model.gguf")
+    assert report.is_mistake
     assert "Traceback" not in caplog.text
 
 

@@ -179,6 +179,7 @@ def test_a_world_of_the_wrong_size_says_what_is_expected(tiny: str) -> None:
         (["/nowhere/at/all"], "no such file or directory: /nowhere/at/all"),
         (["some-organization/some-model"], "hf download some-organization/some-model"),
         (["--quantum-growth", "1"], "--quantum-growth must be greater than 1"),
+        (["--kv-device-memory", "1KiB"], "no room for KV"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_clear_line(options: list[str], message: str) -> None:

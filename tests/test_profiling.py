@@ -7,7 +7,7 @@ from msgspec.structs import replace
 from common.config import Config
 from common.model_files import ModelFiles
 from common.records import Plan, Ready, Result
-from gateway.pipeline import Pools
+from gateway.pools import Pools
 from gateway.profiling import Measured, Point, Profiler, load_profile, profile_path, save_profile
 from gateway.scheduling.cost import Profile
 

@@ -17,7 +17,6 @@ _KV_DTYPES = {**_DTYPES, "int8": torch.int8}
 _NAMES = {dtype: name for name, dtype in _KV_DTYPES.items()}
 # Shares of free memory that KV takes when the user names no size; see Config.
 _CUDA_SHARE, _CPU_SHARE, _HOST_SHARE = 0.8, 0.15, 0.25
-_MOST_HOST_POOLS = 2  # pools of a GPU that its host keeps by default
 
 # Where a worker runs: its host's name and the cores that it may use there.
 Place = tuple[str, frozenset[int]]
@@ -120,16 +119,22 @@ def _device(config: Config, share: HostShare) -> torch.device:
     return torch.device("cpu")
 
 
+def gpu_id(device: torch.device) -> str:
+    """Empty for a CPU. Ranks may know different GPUs by the same number, as launchers show each its own."""
+    return "" if device.type == "cpu" else str(torch.cuda.get_device_properties(device).uuid)
+
+
 def kv_budget(config: Config, placement: Placement, share: HostShare, block_bytes: int) -> tuple[int, int]:
-    """Bytes for the device pool and for the host pool of one stage, measured after loading."""
+    """Bytes for the device pool and for the host pool of one stage, measured after loading.
+
+    On a GPU as if no other stage were on it: who knows of all stages divides.
+    """
     device = _bytes(config.kv_device_blocks, config.kv_device_memory, block_bytes)
     host = _bytes(config.kv_host_blocks, config.kv_host_memory, block_bytes)
     if device is None:
         device = int(_free_on_device(placement, share))
     if host is None:
         host = int(_free_on_host(share) * _HOST_SHARE)
-        if placement.device.type == "cuda":  # All of it is pinned at once: that takes time, and memory from others.
-            host = min(host, _MOST_HOST_POOLS * device)
     return device, host
 
 
@@ -145,9 +150,7 @@ def _free_on_device(placement: Placement, share: HostShare) -> float:
         return _free_on_host(share) * _CPU_SHARE
     torch.cuda.empty_cache()  # What loading has let go of is free, too.
     free, _ = torch.cuda.mem_get_info(placement.device)
-    gpus = torch.cuda.device_count()
-    sharing = len(range(share.index % gpus, share.stages, gpus))  # stages on the same GPU
-    return float(free) * _CUDA_SHARE / sharing
+    return float(free) * _CUDA_SHARE
 
 
 def _free_on_host(share: HostShare) -> float:

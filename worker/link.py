@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from common.channel import FIRST_PAUSE_S
 from common.records import Setup
+from worker.device import gpu_id
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class DistributedLink:
 
     def _agree(self, store: Store) -> str:
         """Tell the others what this stage computes with; the same answer in every stage."""
-        store.set(f"stage {self._index}", f"{_device_name(self._device)} {self._dtype}")
+        store.set(f"stage {self._index}", f"{gpu_id(self._device) or 'cpu'} {self._dtype}")
         answers = [store.get(f"stage {i}").decode().rsplit(" ", 1) for i in range(self._num_stages)]
         names, dtypes = zip(*answers, strict=True)
         if len(set(dtypes)) > 1:
@@ -233,10 +234,3 @@ def _to_host(hidden: Tensor) -> Tensor:
     if hidden.device.type == "cpu":
         return hidden.contiguous()
     return torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True).copy_(hidden)
-
-
-def _device_name(device: torch.device) -> str:
-    """Tells whether two stages share a GPU."""
-    if device.type == "cpu":
-        return "cpu"
-    return f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}"

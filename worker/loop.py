@@ -13,7 +13,7 @@ from common.model_spec import ModelSpec
 from common.records import Fault, LinkDown, Order, Plan, Progress, Ready, Report, Setup, Up, decode_order, encode
 from common.spec_reader import read_spec
 from common.topology import GATEWAY_RANK, Stage, partition
-from worker.device import HostShare, Placement, kv_budget, place
+from worker.device import HostShare, Placement, gpu_id, kv_budget, place
 from worker.epoch import Epoch
 from worker.fingerprint import fingerprint
 from worker.kv_cache import KvCache, block_bytes
@@ -78,7 +78,7 @@ def serve_stage(
         worker = Worker(channel, config, open_model(config), share or HostShare(), connect)
         worker.serve(index)
     except (ModelError, ConfigError) as error:  # the operator's to mend, who reads it from the gateway
-        channel.send([GATEWAY_RANK], encode(Fault(str(error))))
+        channel.send([GATEWAY_RANK], encode(Fault(str(error), is_mistake=True)))
         return 2
     except Exception as error:
         logger.exception("this stage cannot go on")
@@ -206,6 +206,7 @@ class Worker:
             device_bytes=device_bytes,
             host_bytes=host_bytes,
             store_port=self._store.port if self._store is not None else 0,
+            gpu=gpu_id(self._placement.device),
         )
 
     def _block_bytes(self, stage: Stage) -> int:
