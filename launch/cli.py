@@ -21,7 +21,8 @@ from launch.bench.preemption import PreemptionBench
 from launch.bench.quality import QualityBench
 from launch.bench.scheduler import SchedulerBench
 from launch.key import Key
-from launch.mpiexec import run_world, under_launcher
+from launch.launcher import under_launcher
+from launch.mpiexec import run_world
 from launch.rank import run_rank
 from launch.reproduce import Reproduce
 from launch.simulate import Simulate

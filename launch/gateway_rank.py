@@ -122,19 +122,29 @@ class _Gateway:
     def _announce(self) -> None:
         assert self._engine.cluster is not None
         log.info("%s", describe(self._config, self._engine.cluster))
-        host, port = self._listener.getsockname()[:2]
         scheme = "https" if self._config.ssl_certfile else "http"
-        url = f"{scheme}://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}/v1"
+        url = f"{scheme}://{reachable(*self._listener.getsockname()[:2])}/v1"
         question = {"role": "user", "content": "Why is the sky blue?"}
         body = json.dumps({"messages": [question], "temperature": 0.2, "stream": True})
         print(f"Skipjoin serves {self._name} at {url}")
         print(f"  curl -N {url}/chat/completions -H 'content-type: application/json' -d '{body}'", flush=True)
 
 
+def reachable(host: str, port: int) -> str:
+    """Where clients on this host find what listens on an address, as URLs write it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _listen(config: Config) -> socket.socket:
     try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        return socket.create_server((config.host, config.port), family=family, backlog=2048)
+        is_v6 = ":" in config.host
+        return socket.create_server(
+            (config.host, config.port),
+            family=socket.AF_INET6 if is_v6 else socket.AF_INET,
+            backlog=2048,
+            dualstack_ipv6=config.host == "::" and socket.has_dualstack_ipv6(),  # every interface means both kinds
+        )
     except OSError as error:
         where = f"{config.host}:{config.port}"
         raise OSError(f"cannot listen on {where}: {error.strerror}; choose another --port or --host") from None

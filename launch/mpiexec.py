@@ -16,17 +16,12 @@ import psutil
 
 from common.config import ConfigError
 
-# Set by process managers for the ranks that they start; which of them depends on launcher and MPI.
-_RANK_VARIABLES = ("PMI_RANK", "PMI_FD", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
+# What `skipjoin` on the command line is. -P: a common.py or launch/ where somebody happens to be is not ours.
+SKIPJOIN = (sys.executable, "-P", "-m", "launch")
 _LOOK_S = 0.5
 _KILL_AFTER_S = 20.0  # after a forced end was asked for
 _PR_SET_PDEATHSIG = 1
 _SEGMENT = re.compile(r" (/dev/shm/\S+)")
-
-
-def under_launcher() -> bool:
-    """Whether mpirun, mpiexec or srun started this process as a rank."""
-    return any(name in os.environ for name in _RANK_VARIABLES)
 
 
 def find_mpiexec() -> Path:
@@ -44,10 +39,10 @@ def find_mpiexec() -> Path:
 def run_world(size: int, arguments: Sequence[str]) -> int:
     """Run `python -m launch ARGUMENTS` as a world of `size` ranks; returns its exit status.
 
-    The first SIGINT or SIGTERM is passed on and drains the server, the second forces its end.
+    The first SIGINT or SIGTERM drains the server, the second forces its end.
     """
     environment = os.environ | _oversubscription()
-    command = [str(find_mpiexec()), "-n", str(size), sys.executable, "-m", "launch", *arguments]
+    command = [str(find_mpiexec()), "-n", str(size), *SKIPJOIN, *arguments]
     # In a session of its own, so that the terminal's Ctrl-C reaches the world only through here, once.
     child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=_die_with_parent)  # noqa: PLW1509 - no threads yet
     world = _World(child)
@@ -69,9 +64,10 @@ class _World:
     def pass_signal(self) -> None:
         self._signals += 1
         self._note_members()
-        # SIGTERM whatever came: MPICH's mpiexec kills at once on a second SIGINT.
+        # SIGUSR1 whatever came: Open MPI's mpiexec has all ranks dead a second after SIGTERM, and MPICH's kills at once
+        # on a second SIGINT. Both pass this one on, and leave the end to the ranks.
         with contextlib.suppress(ProcessLookupError):
-            self._child.send_signal(signal.SIGTERM)
+            self._child.send_signal(signal.SIGUSR1)
 
     def wait(self) -> int:
         """Until all of it is gone, by force if two signals did not help in time."""

@@ -15,6 +15,7 @@ from common.config import Config, ConfigError
 from common.mpi import MpiChannel, World
 from common.records import Stop, decode_order
 from common.topology import GATEWAY_RANK, role
+from launch.launcher import hint
 
 _LOST_S = 5.0  # in which all have to leave a world that ends with an error
 
@@ -29,7 +30,7 @@ def run_rank(config: Config, as_gateway: Callable[[Channel], int]) -> int:
         mine = role(world.rank, world.size, config.pipeline_parallel)
     except ConfigError as error:
         if world.rank == GATEWAY_RANK:
-            print(f"skipjoin: {error}{_launcher_hint(world.size)}", file=sys.stderr, flush=True)
+            print(f"skipjoin: {error}{hint(world.size)}", file=sys.stderr, flush=True)
         world.leave()
         return 2
     channel = MpiChannel(world)
@@ -66,14 +67,6 @@ def _spare(channel: Channel) -> int:
         message = receive(channel, 60.0, growing_pauses(10 * IDLE_PAUSE_S))
         if message is not None and isinstance(decode_order(message[1]), Stop):
             return 0
-
-
-def _launcher_hint(size: int) -> str:
-    """A world of one under a launcher of several: the launcher speaks another process-management protocol."""
-    tasks = os.environ.get("SLURM_NTASKS", "1")
-    if size == 1 and tasks.isdigit() and int(tasks) > 1:
-        return f"\nSlurm started {tasks} tasks that do not see each other: try srun --mpi=pmi2 (MPICH) or --mpi=pmix"
-    return ""
 
 
 def _log_to_stderr(config: Config, rank: int) -> None:

@@ -1,5 +1,6 @@
 """`skipjoin timeline`: a picture of what `skipjoin serve --record` or `skipjoin simulate --record` wrote down."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,10 @@ class Timeline:
 
     def run(self) -> int:
         """Raises ConfigError."""
-        draw_timelines({path.stem: lives(_read(path)) for path in self.recordings}, self.output)
+        # By their paths where two have one name, as those of a simulation in two folders do.
+        stems = Counter(path.stem for path in self.recordings)
+        names = {path: path.stem if stems[path.stem] == 1 else str(path) for path in self.recordings}
+        draw_timelines({name: lives(_read(path)) for path, name in names.items()}, self.output)
         print(f"drawn in {self.output}")
         return 0
 

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import psutil
 import pytest
 from tiny_model import write_tiny_model
 
-from launch.mpiexec import find_mpiexec
+from launch.mpiexec import SKIPJOIN, find_mpiexec
 
 pytestmark = pytest.mark.mpi
 
@@ -108,7 +107,7 @@ def in_use(segment: Path) -> bool:
 
 
 def skipjoin(*options: str) -> list[str]:
-    return [sys.executable, "-m", "launch", "serve", "--port", "0", *options]
+    return [*SKIPJOIN, "serve", "--port", "0", *options]
 
 
 def mpiexec(ranks: int, *options: str) -> list[str]:
@@ -182,8 +181,10 @@ def test_a_world_of_the_wrong_size_says_what_is_expected(tiny: str) -> None:
         (["--kv-device-memory", "1KiB"], "no room for KV"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_clear_line(options: list[str], message: str) -> None:
-    done = subprocess.run(skipjoin(*options), capture_output=True, text=True, timeout=60, check=False)
+def test_a_mistake_on_the_command_line_is_one_clear_line(options: list[str], message: str, tmp_path: Path) -> None:
+    for package in ("common", "gateway", "worker", "launch"):  # of somebody else, who happens to be there
+        (tmp_path / f"{package}.py").write_text("raise SystemExit('not ours')")
+    done = subprocess.run(skipjoin(*options), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

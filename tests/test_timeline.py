@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from common.config import ConfigError
@@ -32,6 +33,17 @@ def test_who_has_not_ended_lasts_to_the_end() -> None:
         Span(1, 0.0, 5.0, "runs", 0),
         Span(2, 0.0, 5.0, "cold", 0),
     ]
+
+
+def test_recordings_of_one_name_in_two_folders_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = tuple(tmp_path / name for name in ("a/run.jsonl", "b/run.jsonl", "b/other.jsonl"))
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\n".join(map(msgspec.json.encode, LIFE)) + b"\n")
+    drawn: list[str] = []
+    monkeypatch.setattr("launch.timeline.draw_timelines", lambda panels, output: drawn.extend(panels))
+    Timeline(recordings=paths).run()
+    assert drawn == [str(paths[0]), str(paths[1]), "other"]
 
 
 def test_nothing_recorded_has_no_spans() -> None:

@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from types import FrameType
 from typing import IO, NoReturn
 
 from launch.bench.fetch import fetch
+from launch.mpiexec import SKIPJOIN
 
 _URL = re.compile(r"Skipjoin serves .* at (http\S+)")
 _START_TIMEOUT_S = 900.0  # vLLM compiles for minutes before it first serves
@@ -30,7 +30,7 @@ def serving(options: Sequence[str]) -> Iterator[str]:
         found = _URL.search(log)
         return found[1] if found else None
 
-    with _running([sys.executable, "-m", "launch", "serve", "--port", "0", *options], None, announced) as url:
+    with _running([*SKIPJOIN, "serve", "--port", "0", *options], None, announced) as url:
         yield url
 
 

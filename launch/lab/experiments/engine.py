@@ -4,7 +4,6 @@ import os
 import re
 import statistics
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from launch.lab.samples import Sample, summary
 from launch.lab.simulator import Simulated, Simulation
 from launch.lab.timeline import Span, draw_timelines, lives
 from launch.lab.workload import Request, make_requests
+from launch.mpiexec import SKIPJOIN
 
 WORKLOAD = "sharegpt:0.25"
 BATCH = 8
@@ -211,7 +211,7 @@ def measured_slowdown(machine: Machine) -> float:
 
 def measure_profile() -> str:
     """The file in which the profile of such a server is kept, measured now."""
-    command = [sys.executable, "-m", "launch", "profile", "--profile", "measure", *_OPTIONS]
+    command = [*SKIPJOIN, "profile", "--profile", "measure", *_OPTIONS]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"^kept in (.+)$", said, re.MULTILINE)
     assert found is not None, said
