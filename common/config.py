@@ -83,9 +83,10 @@ class Config:
     than either. auto: where --weights rounds as well, bf16 if that can be, else fp16; exact where matrices are, and
     where torch attends."""
     device: Device = "auto"
-    """Where the stages compute. auto: CUDA where every stage can have it, else the CPU."""
+    """Where the stages compute. auto: CUDA on every host that has it, else the CPU."""
     threads: int | None = None
-    """CPU threads per stage. Default: the host's cores divided by the stages on it."""
+    """CPU threads per stage. Default: one for each core that launcher and container leave to it; stages that may use
+    the same ones divide them."""
     cuda_graphs: bool = True
     """On CUDA, replay decode iterations as recorded graphs: faster at small batches, for a little memory."""
     max_context: int | None = None

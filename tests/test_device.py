@@ -148,3 +148,18 @@ def test_a_quota_of_processors_is_divided_by_the_stages_of_a_host(
     before = torch.get_num_threads()
     assert place(replace(CONFIG, threads=None), SPEC, HostShare(stages=2, cores=8)).threads == threads
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("threads", "host_cores", "warns"), [(None, 8, True), (1, 8, False), (None, 4, False)])
+def test_a_stage_that_is_bound_to_one_core_of_many_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    threads: int | None,
+    host_cores: int,
+    warns: bool,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: host_cores)
+    before = torch.get_num_threads()
+    place(replace(CONFIG, threads=threads), SPEC, HostShare(stages=2, cores=1))
+    torch.set_num_threads(before)
+    assert ("1 of the host's 8 cores; for more: srun --cpus-per-task" in caplog.text) == warns

@@ -1,5 +1,6 @@
 """What a stage computes with: device, number type, threads, and how much memory is left for KV."""
 
+import logging
 import math
 import os
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from common.model_spec import ModelSpec
 from worker import cgroups
 from worker.attention.native import attends_in_tiles, attends_natively
 
+logger = logging.getLogger(__name__)
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _KV_DTYPES = {**_DTYPES, "int8": torch.int8}
 _NAMES = {dtype: name for name, dtype in _KV_DTYPES.items()}
 # Shares of free memory that KV takes when the user names no size; see Config.
 _CUDA_SHARE, _CPU_SHARE, _HOST_SHARE = 0.8, 0.15, 0.25
+_MANY_CORES = 4  # for a stage: whoever has one of so many has probably been bound to it unknowingly
 
 # Where a worker runs: its host's name and the cores that it may use there.
 Place = tuple[str, frozenset[int]]
@@ -74,6 +78,10 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
     device = _device(config, share)
     auto = "fp32" if device.type == "cpu" else spec.dtype
     threads = config.threads or _threads(share)
+    host_cores = os.cpu_count() or 1
+    if device.type == "cpu" and threads == 1 != config.threads and host_cores >= _MANY_CORES * share.stages:
+        more = "srun --cpus-per-task, mpirun --bind-to none"
+        logger.warning("this stage may use 1 of the host's %d cores; for more: %s", host_cores, more)
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
