@@ -105,11 +105,12 @@ def make_cache(
     blocks: int = 32,
     host_blocks: int = 32,
     dtype: torch.dtype = torch.float32,
+    block_tokens: int = BLOCK_TOKENS,
 ) -> KvCache:
     return KvCache(
         SPEC,
         num_layers=num_layers,
-        block_tokens=BLOCK_TOKENS,
+        block_tokens=block_tokens,
         num_device_blocks=blocks,
         num_host_blocks=host_blocks,
         device=torch.device(device),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.native.library import open_library
+from worker.fingerprint import fingerprint
+from worker.native.library import kernels, open_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
@@ -48,10 +49,30 @@ def test_a_compiler_that_fails_is_quoted_in_the_log(
     assert "no such luck" in caplog.text
 
 
+@pytest.mark.parametrize("rest", [b"", b"\x7fELF cut off"])
+def test_a_damaged_library_is_compiled_anew(tmp_path: Path, rest: bytes) -> None:
+    compile_in_another_process(tmp_path).wait(60)
+    [library] = (tmp_path / "skipjoin" / "kernels").iterdir()
+    library.write_bytes(rest)
+    assert compile_in_another_process(tmp_path).wait(60) == 0
+    assert library.stat().st_size > len(rest)
+
+
+def test_times_without_kernels_are_not_those_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_kernels = fingerprint.__wrapped__()
+    open_library.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    assert kernels() == ""
+    assert fingerprint.__wrapped__() != with_kernels
+
+
 def test_processes_that_compile_at_the_same_time_leave_one_library(tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": f"{root}:{root / 'tests'}"}
-    command = [sys.executable, "-c", COMPILE]
-    processes = [subprocess.Popen(command, cwd=root, env=environment) for _ in range(2)]
+    processes = [compile_in_another_process(tmp_path) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
     assert [path.suffix for path in (tmp_path / "skipjoin" / "kernels").iterdir()] == [".so"]
+
+
+def compile_in_another_process(cache: Path) -> "subprocess.Popen[bytes]":
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    return subprocess.Popen([sys.executable, "-c", COMPILE], cwd=root, env=environment)

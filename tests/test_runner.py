@@ -4,7 +4,7 @@ from concurrent.futures import Future
 
 import pytest
 import torch
-from fakes_worker import DEVICES, GREEDY, SPEC, FakeJob, FakeStage, greedy_tokens, make_cache
+from fakes_worker import BLOCK_TOKENS, DEVICES, GREEDY, SPEC, FakeJob, FakeStage, greedy_tokens, make_cache
 
 from common.records import UNSEEN, Entry, Penalties, Plan, Result, Sampling, Setup, Shaping
 from common.topology import partition
@@ -23,13 +23,14 @@ class Pipeline:
         *,
         graph_jobs: int = 0,
         kv_dtype: torch.dtype = torch.float32,
+        block_tokens: int = BLOCK_TOKENS,
     ) -> None:
         wiring = LocalWiring(timeout_s=0.1)
         setup = Setup(1, list(range(1, num_stages + 1)), 32, 32, "", 0)
         self.runners: list[Runner] = []
         self.copiers: list[Copier] = []
         for stage in partition(SPEC, num_stages):
-            cache = make_cache(device, num_layers=len(stage.layers), dtype=kv_dtype)
+            cache = make_cache(device, num_layers=len(stage.layers), dtype=kv_dtype, block_tokens=block_tokens)
             self.copiers.append(open_copier(cache))
             model = FakeStage(SPEC, stage, device)
             link = wiring.connect(setup, stage.index)
@@ -94,6 +95,13 @@ def test_an_iteration_waits_for_the_gpu_only_where_it_fetches_its_answer(graph_j
         assert None not in pipeline.run(*batch, offloads=[(5, 1)], uploads=[(2, 6)]).tokens
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("block_tokens", [1, 2, 3])
+def test_blocks_of_a_few_tokens_can_be_warmed_up_with(block_tokens: int) -> None:
+    pipeline = Pipeline(block_tokens=block_tokens)
+    pipeline.runners[0].warm_up()
+    assert generate(pipeline, [FakeJob(0, [5, 17, 3], [0, 1, 2, 3, 4, 5, 6, 7])], 4) == [greedy_tokens([5, 17, 3], 4)]
 
 
 def test_stages_that_keep_keys_and_values_in_fp16_say_the_same() -> None:

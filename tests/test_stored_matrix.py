@@ -29,6 +29,13 @@ def test_int8_is_off_by_half_a_step_of_its_group_at_most(ins: int) -> None:
         assert ((stored.unpacked()[:, first : first + GROUP] - group).abs() <= 0.5001 * step).all()
 
 
+def test_a_matrix_is_rounded_alike_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(11, 300)
+    whole = StoredMatrix.of(weight, "int8").unpacked()
+    monkeypatch.setattr("worker.models.stored_matrix._ROWS_AT_ONCE", 4)
+    assert torch.equal(StoredMatrix.of(weight, "int8").unpacked(), whole)
+
+
 def test_a_group_of_zeros_stays_zero() -> None:
     assert torch.equal(StoredMatrix.of(torch.zeros(2, GROUP), "int8").unpacked(), torch.zeros(2, GROUP))
 

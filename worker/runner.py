@@ -87,7 +87,8 @@ class Runner:
     def warm_up(self) -> None:
         """Run a tiny prompt and one more token, and record graphs: no job pays for first times. Writes block 0."""
         for start, count in ((0, 2), (2, 1)):
-            inputs = build_inputs([Entry(0, start, [0] * count, [0], None)], self._cache.block_tokens, self._device)
+            blocks = [0] * -(-(start + count) // self._cache.block_tokens)
+            inputs = build_inputs([Entry(0, start, [0] * count, blocks, None)], self._cache.block_tokens, self._device)
             x = inputs.tokens if self._stage.is_first else self._zeros(count)
             hidden = self._forward(x, inputs)
             if self._stage.is_last:

@@ -127,14 +127,19 @@ def _functions(library: ctypes.CDLL) -> tuple[Callable[..., None], Callable[...,
 
 def _panels(rows: Tensor, width: int) -> Tensor:
     """[out, n] as [panels, n, width], padded with zeros."""
-    padded = F.pad(rows, (0, 0, 0, -len(rows) % width))
+    padded = _padded(rows, -len(rows) % width)
     return padded.view(-1, width, rows.shape[1]).transpose(1, 2).contiguous()
 
 
 def _side_by_side(panels: Tensor, count: int, slice_inputs: int) -> Tensor:
     """[panels, n, width] as [panels, n / count, width, count], padded with zeros to whole slices."""
-    padded = F.pad(panels, (0, 0, 0, -panels.shape[1] % slice_inputs))
+    padded = _padded(panels, -panels.shape[1] % slice_inputs)
     return padded.view(len(panels), -1, count, panels.shape[2]).transpose(2, 3).contiguous()
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """With so many rows of zeros in the last but one dimension. No copy where there are none: matrices are large."""
+    return F.pad(x, (0, 0, 0, rows)) if rows else x
 
 
 def _gated_panels(rows: Tensor, width: int) -> Tensor:

@@ -10,6 +10,8 @@ from common.config import Stored
 
 GROUP = 256  # inputs that share a scale in int8, the last ones perhaps with fewer
 _LARGEST = 127
+# What is rounded at once: the steps between need several times its memory, and an embedding can be most of a model.
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,8 @@ class StoredMatrix:
     @classmethod
     def _rounded(cls, weight: Tensor) -> "StoredMatrix":
         """Every group's largest number becomes 127 or -127."""
-        out, ins = weight.shape
-        grouped = F.pad(weight.float(), (0, -ins % GROUP)).view(out, -1, GROUP)
-        scales = grouped.abs().amax(2) / _LARGEST
-        values = (grouped / scales.clamp(min=torch.finfo(torch.float).tiny)[..., None]).round().to(torch.int8)
-        return cls(values.view(out, -1)[:, :ins], scales, weight.dtype)
+        values, scales = zip(*map(_rounded, torch.split(weight, _ROWS_AT_ONCE)), strict=True)
+        return cls(torch.cat(values), torch.cat(scales), weight.dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
         """What the rows `ids`, [count], stand for."""
@@ -46,3 +45,12 @@ class StoredMatrix:
             return self.values.to(self.dtype)
         scales = self.scales.repeat_interleave(GROUP, 1)[:, : self.values.shape[1]]
         return (self.values * scales).to(self.dtype)
+
+
+def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[rows, in] as int8 [rows, in], and scales [rows, groups of in]."""
+    count, ins = rows.shape
+    grouped = F.pad(rows.float(), (0, -ins % GROUP)).view(count, -1, GROUP)
+    scales = grouped.abs().amax(2) / _LARGEST
+    values = (grouped / scales.clamp(min=torch.finfo(torch.float).tiny)[..., None]).round().to(torch.int8)
+    return values.view(count, -1)[:, :ins], scales

@@ -3,6 +3,7 @@
 Needs a C compiler that knows OpenMP. Where there is none the log says so, and torch computes.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -11,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -31,7 +33,7 @@ def open_library() -> ctypes.CDLL | None:
     Their threads are torch's: the OpenMP library that they need has the name of the one that torch has loaded.
     """
     try:
-        return ctypes.CDLL(str(_compiled()))
+        return _loaded(_library())
     except subprocess.CalledProcessError as error:
         logger.warning("no native kernels, torch computes: %s", error.stderr.decode(errors="replace").strip() or error)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -39,8 +41,44 @@ def open_library() -> ctypes.CDLL | None:
     return None
 
 
-def _compiled() -> Path:
-    """The library for these sources, compiler and CPU. Raises OSError, CalledProcessError, TimeoutExpired."""
+def kernels() -> str:
+    """Which there are, by what they are made from; empty where torch computes."""
+    library = open_library()
+    return "" if library is None else Path(library._name).stem
+
+
+@dataclass(frozen=True, slots=True)
+class _Library:
+    """Where the library for these sources, compiler and CPU is kept, and how it is made."""
+
+    path: Path
+    command: list[str]  # all but where to
+
+    def compile(self) -> None:
+        """Raises OSError, CalledProcessError, TimeoutExpired."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it and then linked: several ranks may be at it, and the first one's stays, as others may have it open.
+        with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
+            fresh = Path(folder) / self.path.name
+            _run([*self.command, "-o", str(fresh)])
+            with fresh.open("rb") as file:  # A library that was cut off by a power failure could end every start.
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(fresh, self.path)
+
+
+def _loaded(library: _Library) -> ctypes.CDLL:
+    """Raises as `_Library.compile` does."""
+    if library.path.is_file():
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(library.path))
+        library.path.unlink(missing_ok=True)  # It is damaged.
+    library.compile()
+    return ctypes.CDLL(str(library.path))
+
+
+def _library() -> _Library:
+    """Raises OSError, CalledProcessError, TimeoutExpired."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise FileNotFoundError("there is no C compiler (cc, gcc)")
@@ -49,15 +87,8 @@ def _compiled() -> Path:
     # The macros name the compiler's version and all that the CPU can do: hosts that differ may share a home.
     macros = _run([compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull])
     key = hashlib.sha256(b"\0".join([*texts, " ".join(_FLAGS).encode(), macros])).hexdigest()[:16]
-    library = Path(platformdirs.user_cache_dir("skipjoin")) / "kernels" / f"{key}.so"
-    if not library.is_file():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        # Beside it and then renamed: several ranks may be at it.
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            fresh = Path(folder) / library.name
-            _run([compiler, *_FLAGS, *map(str, sources), "-o", str(fresh)])
-            fresh.replace(library)
-    return library
+    path = Path(platformdirs.user_cache_dir("skipjoin")) / "kernels" / f"{key}.so"
+    return _Library(path, [compiler, *_FLAGS, *map(str, sources)])
 
 
 def _run(command: list[str]) -> bytes:
