@@ -150,6 +150,25 @@ def test_grammars_are_remembered_but_not_all_of_them(monkeypatch: pytest.MonkeyP
     with_grammars(use)
 
 
+def test_grammars_that_took_long_are_large_and_few_of_them_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.4  # looked at twice for each
+        return now
+
+    monkeypatch.setattr("gateway.text.grammar.time.thread_time", clock)
+
+    async def use(grammars: Grammars) -> None:
+        sources = [GrammarSource("regex", letter) for letter in "abc"]
+        for source in sources:
+            await grammars.compile(source)
+        assert list(grammars._cache) == sources[1:]
+
+    with_grammars(use)
+
+
 def test_a_model_that_never_ends_an_output_has_no_grammars() -> None:
     async def compile_without_end() -> None:
         await Grammars(byte_text_model().tokenizer, 300, frozenset()).compile(GrammarSource("regex", "a"))

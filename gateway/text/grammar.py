@@ -12,6 +12,7 @@ import asyncio
 import json
 import math
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 MAX_SOURCE_BYTES = 64 * 2**10
 COMPILE_TIMEOUT_S = 0.8
 _CACHED_GRAMMARS = 64
+_CACHED_S = 1.0  # that all of them took to compile: each second left some 160 MB behind
 # What the library needs most time for: quadratic in the first, and in the second to the power of four.
 MAX_OPTIONAL_PROPERTIES = 1000
 MAX_PATTERN_PROPERTIES = 32
@@ -78,21 +80,23 @@ class GrammarSource:
 class Grammar:
     """A compiled source. Never changes: each job gets a constraint of its own."""
 
-    def __init__(self, matcher: LLMatcher, pool: ThreadPoolExecutor, mask_bytes: int) -> None:
+    def __init__(self, matcher: LLMatcher, compile_s: float, pool: ThreadPoolExecutor, mask_bytes: int) -> None:
+        self.compile_s = compile_s  # that it took
         self._matcher = matcher
         self._pool = pool
         self._mask_bytes = mask_bytes
 
     def constraint(self) -> "GrammarConstraint":
-        return GrammarConstraint(self._matcher.deep_copy(), self._pool, self._mask_bytes)
+        return GrammarConstraint(self._matcher, self._pool, self._mask_bytes)
 
 
 class GrammarConstraint:
     """Implements `gateway.generation.Constraint`: masks are computed in the pool's threads, one at a time."""
 
-    def __init__(self, matcher: LLMatcher, pool: ThreadPoolExecutor, mask_bytes: int) -> None:
+    def __init__(self, original: LLMatcher, pool: ThreadPoolExecutor, mask_bytes: int) -> None:
+        """`original` is copied when the first mask is, in a thread: it takes as long."""
         self.failure: str | None = None
-        self._matcher = matcher
+        self._matcher = original
         self._pool = pool
         self._mask_bytes = mask_bytes
         self._next: Future[bytes] = Future()
@@ -100,7 +104,7 @@ class GrammarConstraint:
 
     def start(self, on_ready: Callable[[], None]) -> None:
         self._on_ready = on_ready
-        self._advance(self._mask)
+        self._advance(self._first_mask)
 
     def accept(self, token: int) -> None:
         assert self.ready, "a token that no mask was made for"
@@ -124,6 +128,10 @@ class GrammarConstraint:
     def _advance(self, step: Callable[[], bytes]) -> None:
         self._next = self._pool.submit(step)
         self._next.add_done_callback(lambda _: self._on_ready())
+
+    def _first_mask(self) -> bytes:
+        self._matcher = self._matcher.deep_copy()
+        return self._mask()
 
     def _mask_after(self, token: int) -> bytes:
         self._matcher.consume_token(token)
@@ -167,12 +175,14 @@ class Grammars:
             sum(len(text.encode()) for text in source.texts) > MAX_SOURCE_BYTES
         ):
             raise GrammarError(f"it is longer than {MAX_SOURCE_BYTES} bytes")
-        if source not in self._cache:
-            self._cache[source] = await self._compile(source)
+        grammar = self._cache.get(source) or await self._compile(source)
+        self._cache[source] = grammar
         self._cache.move_to_end(source)
-        if len(self._cache) > _CACHED_GRAMMARS:
+        while (
+            len(self._cache) > _CACHED_GRAMMARS or sum(cached.compile_s for cached in self._cache.values()) > _CACHED_S
+        ):
             self._cache.popitem(last=False)
-        return self._cache[source]
+        return grammar
 
     async def _compile(self, source: GrammarSource) -> Grammar:
         try:
@@ -184,19 +194,21 @@ class Grammars:
         compiling.add_done_callback(self._compiled)
         try:
             async with asyncio.timeout(COMPILE_TIMEOUT_S):
-                matcher = await asyncio.shield(compiling)  # a thread cannot be interrupted: it ends by its limits
+                # A thread cannot be interrupted: it ends by its limits.
+                matcher, compile_s = await asyncio.shield(compiling)
         except TimeoutError:
             raise GrammarError(f"it takes longer than {COMPILE_TIMEOUT_S} s to compile") from None
-        return Grammar(matcher, self._maskers, self._mask_bytes)
+        return Grammar(matcher, compile_s, self._maskers, self._mask_bytes)
 
-    def _compiled(self, compiling: asyncio.Future[LLMatcher]) -> None:
+    def _compiled(self, compiling: asyncio.Future[tuple[LLMatcher, float]]) -> None:
         self._free_compilers.release()
         if not compiling.cancelled():
             compiling.exception()  # taken note of: nobody may be waiting for it any more
 
 
-def _matcher(vocabulary: LLTokenizer, source: GrammarSource) -> LLMatcher:
-    """Runs in a compiler's thread, which nobody can interrupt. Raises GrammarError."""
+def _matcher(vocabulary: LLTokenizer, source: GrammarSource) -> tuple[LLMatcher, float]:
+    """And the seconds that it took. Runs in a compiler's thread, which nobody can interrupt. Raises GrammarError."""
+    begun = time.thread_time()
     for schema in _schemas(source):
         _check_size(schema)
     try:
@@ -207,7 +219,7 @@ def _matcher(vocabulary: LLTokenizer, source: GrammarSource) -> LLMatcher:
         matcher.compute_bitmask()  # the first one is the dearest, and some grammars fail only here
     if matcher.is_error():
         raise GrammarError(_reason(matcher.get_error()))
-    return matcher
+    return matcher, time.thread_time() - begun
 
 
 def _schemas(source: GrammarSource) -> Iterator[Any]:
