@@ -73,6 +73,33 @@ def test_only_so_many_bytes_are_kept() -> None:
     assert kept(store, *"abc") == ["c"]
 
 
+def test_what_a_conversation_holds_counts_when_those_who_began_it_are_gone() -> None:
+    store = ResponseStore(max_responses=2, max_bytes=10_000)
+    items: list[Item] = []
+    for name in "abcde":
+        items = [*items, Item(role="user", content="x" * 3000)]
+        store.add(Stored(ALICE, items, items[-1:], response(name)))
+        finish(store, name)
+    assert kept(store, *"abcde") == []
+    for name in "ab":
+        keep(store, name, "x" * 3000)
+        finish(store, name)
+    assert kept(store, *"ab") == ["a", "b"]
+
+
+def test_items_that_responses_share_count_once() -> None:
+    store = ResponseStore(max_bytes=10_000)
+    asked, said = (Item(role="user", content="x" * 3000) for _ in range(2))
+    store.add(Stored(ALICE, [asked], [asked], response("a")))
+    store.finish(response("a", status="completed", output=[said]), keep_events=False)
+    store.add(Stored(ALICE, [asked, said], [], response("b")))
+    finish(store, "b")
+    assert kept(store, *"ab") == ["a", "b"]
+    for name in "ab":
+        store.remove(name)
+    assert repr(store) == "<ResponseStore 0 responses, 0 bytes>"
+
+
 def test_events_that_are_kept_count() -> None:
     class Production:
         num_events = 1000

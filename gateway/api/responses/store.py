@@ -1,10 +1,11 @@
 """The responses that can still be asked for: in memory, bounded, each for its own account. The oldest go first."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.accounts import Account
 from gateway.api.errors import ApiError
@@ -14,6 +15,7 @@ from gateway.api.responses.records import Item, Response
 MAX_RESPONSES = 2000
 MAX_BYTES = 64 * 2**20
 EVENT_BYTES = 300  # that an event takes: a record, a few numbers, and a text that is mostly short
+REFERENCE_BYTES = 8  # that an earlier item takes in a conversation
 
 
 @dataclass(slots=True)
@@ -25,12 +27,35 @@ class Stored:
     own_items: Sequence[Item]  # of those, what came with its request
     response: Response
     production: Production | None = None
-    size: int = 0  # bytes of what is its own: earlier items are shared
+    output: Sequence[Item] = ()  # once it has ended
+    size: int = 0  # bytes of what it shares with nobody: its items may be in responses that follow it, too
 
     @property
     def conversation(self) -> list[Item]:
         """What a response that follows this one goes on from."""
-        return [*self.items, *self.response.output]
+        return [*self.items, *self.output]
+
+
+class _Items:
+    """The bytes of items that several responses hold, each counted once, for as long as one of them is kept."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._held: dict[int, tuple[int, int]] = {}  # by identity: by how many, and its bytes
+
+    def hold(self, items: Iterable[Item]) -> None:
+        for item in items:
+            times, size = self._held.get(id(item)) or (0, len(msgspec.json.encode(item)))
+            self.bytes += 0 if times else size
+            self._held[id(item)] = times + 1, size
+
+    def release(self, items: Iterable[Item]) -> None:
+        for item in items:
+            times, size = self._held.pop(id(item))
+            if times > 1:
+                self._held[id(item)] = times - 1, size
+            else:
+                self.bytes -= size
 
 
 class ResponseStore:
@@ -41,16 +66,22 @@ class ResponseStore:
         self._max_bytes = max_bytes
         self._stored: OrderedDict[str, Stored] = OrderedDict()
         self._items: dict[tuple[Account, str], Item] = {}  # by whose they are and their id
-        self._bytes = 0
+        self._shared = _Items()
+        self._own_bytes = 0
 
     def __repr__(self) -> str:
         return f"<ResponseStore {len(self._stored)} responses, {self._bytes} bytes>"
 
+    @property
+    def _bytes(self) -> int:
+        return self._shared.bytes + self._own_bytes
+
     def add(self, stored: Stored) -> None:
-        stored.size = len(msgspec.json.encode(stored.own_items))
+        stored.size = REFERENCE_BYTES * len(stored.items)
         self._stored[stored.response.id] = stored
         self._items |= _by_id(stored.account, stored.own_items)
-        self._bytes += stored.size
+        self._shared.hold(stored.items)
+        self._own_bytes += stored.size
 
     def finish(self, response: Response, *, keep_events: bool) -> None:
         """Its last state. Without its events it can be asked for, but no longer followed."""
@@ -58,14 +89,16 @@ class ResponseStore:
         if stored is None:
             return
         stored.response = response
+        stored.output = tuple(response.output)
         self._items |= _by_id(stored.account, response.output)
-        size = len(msgspec.json.encode(response))
+        self._shared.hold(stored.output)
+        size = len(msgspec.json.encode(replace(response, output=[])))
         if not keep_events:
             stored.production = None
         elif stored.production is not None:
             size += EVENT_BYTES * stored.production.num_events
         stored.size += size
-        self._bytes += size
+        self._own_bytes += size
         self._make_room()
 
     def get(self, response_id: str, account: Account) -> Stored:
@@ -82,8 +115,9 @@ class ResponseStore:
 
     def remove(self, response_id: str) -> None:
         stored = self._stored.pop(response_id)
-        self._bytes -= stored.size
-        for key, item in _by_id(stored.account, [*stored.own_items, *stored.response.output]).items():
+        self._own_bytes -= stored.size
+        self._shared.release([*stored.items, *stored.output])
+        for key, item in _by_id(stored.account, [*stored.own_items, *stored.output]).items():
             if self._items.get(key) is item:  # else a later one has taken its id
                 del self._items[key]
 
