@@ -90,6 +90,11 @@ class Account:
             self._check("requests", self.requests)
             self.requests.take(1)
 
+    @property
+    def most_jobs(self) -> int | None:
+        """How many may run at once, where that is limited."""
+        return self._most_jobs
+
     def check_jobs(self, count: int) -> None:
         """Raises LimitReached unless `count` more jobs may start now."""
         if self._most_jobs is not None and self.num_jobs + count > self._most_jobs:

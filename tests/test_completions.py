@@ -1,7 +1,9 @@
 """/v1/completions through the official client."""
 
+from collections.abc import Callable
 from typing import Any
 
+import anyio.to_thread
 import openai
 import pytest
 from fakes_gateway import NAME, FakeEngine, client_of
@@ -252,6 +254,43 @@ def test_a_prompt_can_be_scored_without_an_answer() -> None:
     assert plain.usage is not None
     assert (plain.usage.prompt_tokens, plain.usage.completion_tokens) == (2, 0)
     assert [(chunk.text, chunk.finish_reason) for chunk in chunks] == [("xa", None), ("", "length")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_echo_is_written_down_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    run_sync, in_threads = anyio.to_thread.run_sync, []
+
+    async def spy(work: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        in_threads.append(work)
+        return await run_sync(work, *args, **kwargs)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", spy)
+    asked: Any = {"model": NAME, "echo": True, "logprobs": 2, "max_tokens": 1, "n": 2, "stream": stream}
+
+    def said(client: openai.OpenAI, prompt: list[int]) -> list[list[tuple[str, float | None]]]:
+        """Tokens and their logprobs, of each choice."""
+        answer = client.completions.create(prompt=prompt, **asked)
+        told: list[list[tuple[str, float | None]]] = [[], []]
+        for choice in [choice for part in (answer if stream else [answer]) for choice in part.choices]:
+            if choice.logprobs is not None:
+                told[choice.index] += zip(choice.logprobs.tokens, choice.logprobs.token_logprobs, strict=True)
+        return told
+
+    with client_of(FakeEngine("y")) as client:
+        said(client, [120] * 20)
+        before = len(in_threads)
+        assert said(client, [120] * 200) == [[("x", None), *[("x", -120)] * 199, ("y", -121)]] * 2
+        assert len(in_threads) - before >= 3  # one for each choice, and for the answer
+
+
+def test_more_logprobs_of_prompts_than_memory_should_hold_are_refused() -> None:
+    with client_of(FakeEngine(max_context=10_000)) as client:
+        many: Any = {"model": NAME, "prompt": [[120] * 5000] * 2, "echo": True, "max_tokens": 1}
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.completions.create(**many, logprobs=5, n=10)
+        assert caught.value.param == "logprobs"
+        assert "these are 600000 log probabilities of prompts; at most 500000 are allowed" in str(caught.value)
+        client.completions.create(**many, n=10)
 
 
 def test_no_answer_and_no_echo_are_nothing() -> None:

@@ -163,6 +163,8 @@ def test_jobs_at_once_are_limited_and_end_with_their_clients(tmp_path: Path) -> 
         with pytest.raises(openai.RateLimitError) as caught:
             chat(client)
         assert caught.value.type == "jobs"
+        with pytest.raises(openai.BadRequestError, match="this asks for 3 jobs at once; this key may use 2"):
+            chat(client, n=3)  # which no waiting would help
         stream.close()
         assert all(job.aborted.wait(10) for job in engine.streams)
         engine.open_gate()

@@ -45,11 +45,13 @@ def test_messages_have_the_tokens_of_their_chat_completion(url: str) -> None:
     [
         ("/tokenize", {}, "prompt"),
         ("/tokenize", {"prompt": "x" * 1000}, "prompt"),
+        ("/tokenize", {"prompt": "x" * 51}, "prompt"),
         ("/tokenize", {"messages": []}, "messages"),
         ("/tokenize", {"messages": [{"role": "user", "content": "x" * 1000}]}, "messages"),
         ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),
         ("/detokenize", {"tokens": [300]}, "tokens"),
+        ("/detokenize", {"tokens": [97] * (16 * 50 + 1)}, "tokens"),
         ("/detokenize", {"tokens": [2**64]}, "tokens"),
         ("/detokenize", {"tokens": ["a"]}, "tokens[0]"),
     ],

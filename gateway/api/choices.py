@@ -18,6 +18,7 @@ from gateway.api.answers import (
     Traces,
     Usage,
 )
+from gateway.beside import beside
 from gateway.generation import Chunk, Failure, SchedulingTrace, Stream
 from gateway.metrics import End, JobMeter
 from gateway.text.detokenizer import Detokenizer
@@ -26,6 +27,9 @@ from gateway.text.output.parser import OutputParser
 from gateway.text.output.parts import Content, Part
 from gateway.text.stop_strings import StopMatcher
 from gateway.text.token_log import Said, TokenLog
+
+# What noting a token with twenty likely ones takes, and so does writing it down, in the units of `beside`.
+SAID_SIZE = 80
 
 
 class GenerationFailed(Exception):
@@ -73,6 +77,7 @@ class Choice:
         self._awaits_trace = awaits_trace
         self._log = log
         self._echo = echo
+        self._opening: list[Part] = []  # what stands before the output, not taken yet
         self._num_characters = 0  # certain ones
         self._said: list[Said] = []  # what the certain text is made of, not taken yet
         self._logprob_sum = 0.0
@@ -91,8 +96,11 @@ class Choice:
             self._end("error")
             raise GenerationFailed(chunk.error or Failure("The server failed on this generation."))
         self.cached_tokens = chunk.cached_tokens
-        opening = [] if self._echo is None else self._opening(self._echo, chunk)
-        parts = opening + self._parser.push(self._text(chunk))
+        if self._echo is not None:
+            self.open(chunk)
+        parts = self._parser.push(self._text(chunk))
+        if self._opening:
+            parts, self._opening = self._opening + parts, []
         if self._parser.in_reasoning:
             self.num_reasoning_tokens = self.num_tokens
         is_complete = self._is_complete
@@ -107,6 +115,11 @@ class Choice:
         """Nobody takes `chunk`. What it says of the job's end still counts."""
         if chunk.finish_reason == "error":
             self._end("error")
+
+    @property
+    def num_said(self) -> int:
+        """How many tokens `said` would give."""
+        return len(self._said)
 
     def said(self) -> list[Said]:
         """The tokens of the text that has become certain since the last call; always none without a log."""
@@ -133,15 +146,24 @@ class Choice:
         """Whatever the job still makes is not wanted."""
         return self._stops.stopped or self._parser.complete
 
-    def _opening(self, echo: Echo, chunk: Chunk) -> list[Part]:
-        """What stands before the output, at first."""
-        self._echo = None
+    @property
+    def num_echoed(self) -> int:
+        """Tokens that `open` has to look at."""
+        return 0 if self._echo is None else len(self._echo.pieces)
+
+    def open(self, chunk: Chunk) -> None:
+        """Note what stands before the output. `take` does it with the first chunk; for who does not want to wait.
+
+        Of thousands of tokens it takes a while, and may be done in another thread meanwhile.
+        """
+        assert self._echo is not None
+        echo, self._echo = self._echo, None
         self._num_characters = len(echo.text)
         if self._log is not None:
             nothing_before = [None] * (len(echo.pieces) - len(chunk.prompt_logprobs))
             for (token, text), logprobs in zip(echo.pieces, [*nothing_before, *chunk.prompt_logprobs], strict=True):
                 self._log.add(token, text, logprobs)
-        return [Content(echo.text)] if echo.text else []
+        self._opening = [Content(echo.text)] if echo.text else []
 
     def _text(self, chunk: Chunk) -> str:
         """The text that is certain with `chunk`."""
@@ -217,10 +239,15 @@ class Choices:
         if len(self._choices) == 1:  # nearly always, so without the detour
             (only,) = self._choices
             while only.finish_reason is None:
-                yield only, only.take(await only.next())
+                chunk = await only.next()
+                if only.num_echoed:
+                    await _open(only, chunk)
+                yield only, only.take(chunk)
             return
         async with aclosing(_in_turns(self._choices)) as turns:
             async for choice, chunk in turns:
+                if choice.num_echoed:
+                    await _open(choice, chunk)
                 yield choice, choice.take(chunk)
 
     def abort(self) -> None:
@@ -244,6 +271,11 @@ class Choices:
         """One choice: its trace; more: theirs, in order."""
         traces = [choice.trace for choice in self._choices]
         return traces[0] if len(traces) == 1 else traces
+
+
+async def _open(choice: Choice, chunk: Chunk) -> None:
+    if chunk.finish_reason != "error":
+        await beside(SAID_SIZE * choice.num_echoed, lambda: choice.open(chunk))
 
 
 async def _in_turns(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Chunk], None]:

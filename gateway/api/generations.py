@@ -11,9 +11,10 @@ from gateway.api.token_rules import allowed_tokens, bad_words, check_token_ids, 
 from gateway.generation import Generation
 from gateway.text.grammar import Grammar
 
+MAX_SCORES = 500_000  # log probabilities of prompts in one answer: each takes some 200 bytes
 _SEEDS = 2**64
 _WITH_PRIORITIES = ("skip-join", "mlfq")
-_TRUNCATED_CONTEXTS = 16  # how many times the context a prompt may have that is to be truncated: it is encoded before
+MAX_CONTEXTS = 16  # how many times the context texts may have that need not fit, as those to be truncated
 _GREEDY_BELOW = 1e-5  # logits over a smaller temperature overflow
 
 
@@ -46,6 +47,7 @@ def generations(
 ) -> list[Generation]:
     """The jobs of a request, `num_jobs` per prompt, each held to `grammar`. Raises ApiError for what does not fit."""
     _check_policy(service, request, length)
+    _check_scores(request, prompts)
     common = _common(service, request)
     jobs = []
     for prompt in prompts:
@@ -67,7 +69,7 @@ def check_choices(service: Service, request: SamplingRequest, num_prompts: int) 
 
 def longest_prompt(service: Service, request: SamplingRequest) -> int:
     """The tokens that a prompt may have before it is truncated."""
-    contexts = 1 if request.truncate_prompt_tokens is None else _TRUNCATED_CONTEXTS
+    contexts = 1 if request.truncate_prompt_tokens is None else MAX_CONTEXTS
     return contexts * service.engine.max_context
 
 
@@ -90,6 +92,18 @@ def check_prompt(service: Service, prompt: list[int], param: str) -> None:
 def prompt_too_long(service: Service, found: str, param: str) -> ApiError:
     most = service.engine.max_context
     return context_too_long(f"The model's context has {most} tokens, but {param} alone has {found}.", param)
+
+
+def _check_scores(request: SamplingRequest, prompts: list[list[int]]) -> None:
+    """Raises ApiError for more log probabilities of prompts than should be kept for one answer."""
+    if request.scores_prompt:
+        each = 1 + (request.num_logprobs or 0)
+        number = sum(map(len, prompts)) * each * request.num_jobs
+        if number > MAX_SCORES:
+            raise invalid_value(
+                f"with echo, these are {number} log probabilities of prompts; at most {MAX_SCORES} are allowed",
+                "logprobs",
+            )
 
 
 def _check_policy(service: Service, request: SamplingRequest, length: OutputLength) -> None:

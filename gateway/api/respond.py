@@ -12,13 +12,14 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from gateway.accounts import Account
-from gateway.api.choices import Choice, Choices, GenerationFailed
+from gateway.api.choices import SAID_SIZE, Choice, Choices, GenerationFailed
 from gateway.api.dialect import Dialect, Letterhead
-from gateway.api.errors import STREAM_FAILED, generation_failed
+from gateway.api.errors import STREAM_FAILED, generation_failed, invalid_value
 from gateway.api.keys import account_of
 from gateway.api.schema import SamplingRequest
 from gateway.api.service import Service
 from gateway.api.sse import StreamedAnswer, StreamResponse
+from gateway.beside import beside
 from gateway.generation import Generation
 from gateway.text.echo import Echo
 from gateway.text.output.parser import PLAIN, OutputForm, OutputParser
@@ -66,14 +67,19 @@ async def respond(
         raise generation_failed(error.failure) from None
     finally:
         choices.abort()
-    records = [
-        dialect.whole(index, parts[choice.index], choice.finish_reason, choice.said())
-        for index, choice in enumerate(choices.best(body.n or 1, body.num_jobs))
-        if choice.finish_reason
-    ]
-    x_sched = choices.traces() if include_trace else UNSET
-    whole = letterhead.write(records, choices.usage(), x_sched, dialect.prompt_token_ids)
-    return Response(whole, media_type="application/json")
+    best = choices.best(body.n or 1, body.num_jobs)
+
+    def whole() -> bytes:
+        records = [
+            dialect.whole(index, parts[choice.index], choice.finish_reason, choice.said())
+            for index, choice in enumerate(best)
+            if choice.finish_reason
+        ]
+        x_sched = choices.traces() if include_trace else UNSET
+        return letterhead.write(records, choices.usage(), x_sched, dialect.prompt_token_ids)
+
+    size = SAID_SIZE * sum(choice.num_said for choice in best)
+    return Response(await beside(size, whole), media_type="application/json")
 
 
 def json_response(record: msgspec.Struct) -> Response:
@@ -102,6 +108,8 @@ def start(
     stops = StopStrings(body.stop_strings(), included=bool(body.include_stop_str_in_output))
     tokenizer = service.text.tokenizer
     shown = tokenizer.special_tokens if body.skip_special_tokens is False else form.marks
+    if account.most_jobs is not None and len(jobs) > account.most_jobs:  # No waiting helps.
+        raise invalid_value(f"this asks for {len(jobs)} jobs at once; this key may use {account.most_jobs}", "n")
     account.check_jobs(len(jobs))
     salt = _cache_salt(account, body)
     streams = service.engine.submit([replace(job, cache_salt=salt) for job in jobs])

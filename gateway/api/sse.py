@@ -8,6 +8,7 @@ after one, clients would take a comment's blank line for an empty event.
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 from msgspec import UNSET
@@ -15,14 +16,16 @@ from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse
 from starlette.types import Receive, Scope, Send
 
-from gateway.api.choices import Choice, Choices, GenerationFailed
+from gateway.api.choices import SAID_SIZE, Choice, Choices, GenerationFailed
 from gateway.api.dialect import Dialect, Letterhead
 from gateway.api.errors import generation_failed
+from gateway.beside import beside
 from gateway.text.output.parts import Part
 
 DONE = b"data: [DONE]\n\n"
 _EVENT = b"data: %b\n\n"
 
+_FEW_TOKENS = 8  # hardly any chunk has more
 _HEADERS = {"cache-control": "no-cache"}  # the others are sse-starlette's: content-type, x-accel-buffering
 
 
@@ -44,8 +47,12 @@ class StreamedAnswer:
             async with aclosing(self.choices.parts()) as parts:
                 async for choice, some in parts:
                     opening = b"" if opened else self._opening()
-                    if progress := opening + self._progress(choice, some):
-                        yield progress
+                    if choice.num_said <= _FEW_TOKENS:
+                        progress = self._progress(choice, some)
+                    else:  # those of a prompt
+                        progress = await beside(SAID_SIZE * choice.num_said, partial(self._progress, choice, some))
+                    if opening or progress:
+                        yield opening + progress
                     opened = True
             if self.include_usage:
                 yield self._usage()

@@ -7,7 +7,7 @@ from gateway.api.answers import Text, Tokens
 from gateway.api.body import read_body
 from gateway.api.chat import ChatEndpoint
 from gateway.api.errors import invalid_value
-from gateway.api.generations import prompt_too_long
+from gateway.api.generations import MAX_CONTEXTS, prompt_too_long
 from gateway.api.respond import json_response
 from gateway.api.schema import TokenizeRequest, decode_chat, decode_detokenize, decode_tokenize
 from gateway.api.service import Service
@@ -32,8 +32,7 @@ class TokenizationEndpoint:
             tokens = (await self._chat.prompt(decode_chat(body))).tokens
         else:
             tokens = await self._encode(asked)
-        decode = service.text.tokenizer.decode
-        strings = [decode([token], skip_special_tokens=False) for token in tokens] if asked.return_token_strs else None
+        strings = await service.text.decode([[token] for token in tokens]) if asked.return_token_strs else None
         return json_response(Tokens(len(tokens), service.engine.max_context, tokens, strings))
 
     async def detokenize(self, request: Request) -> Response:
@@ -41,6 +40,9 @@ class TokenizationEndpoint:
         service = self._service
         body = decode_detokenize(await read_body(request, service.config.max_body_bytes))
         service.check_model(body.model)
+        most = MAX_CONTEXTS * service.engine.max_context
+        if len(body.tokens) > most:
+            raise invalid_value(f"tokens has {len(body.tokens)} of them; at most {most} are allowed", "tokens")
         check_token_ids(service, body.tokens, "tokens")
         return json_response(Text(*await service.text.decode([body.tokens])))
 
@@ -52,4 +54,6 @@ class TokenizationEndpoint:
             (tokens,) = await service.text.encode([asked.prompt], service.engine.max_context)
         except PromptTooLong as error:
             raise prompt_too_long(service, f"{error}", "prompt") from None
+        if len(tokens) > service.engine.max_context:
+            raise prompt_too_long(service, f"{len(tokens)} tokens", "prompt")
         return tokens

@@ -1,15 +1,14 @@
 """All that the gateway needs to know of a model to speak its language: tokenizer, chat template, names, limits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import anyio.to_thread
+from typing import Any
 
 from common.config import ReasoningMode, ToolFormatName
 from common.gguf_file import read_gguf
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
+from gateway.beside import MOST_INLINE, beside
 from gateway.text.chat_form import ChatForm, chat_form
 from gateway.text.conversation import Conversation
 from gateway.text.echo import Echo, echo_of
@@ -19,12 +18,8 @@ from gateway.text.output.parser import OutputForm
 from gateway.text.template import TemplateRefusal, directory_template
 from gateway.text.tokenizer import Tokenizer, load_tokenizer, tokenizer_settings
 
-# Encoding 8,000 characters takes a few milliseconds; from here on a thread does it, so that streams go on meanwhile.
-_INLINE_CHARACTERS = 8_000
 _MESSAGE_CHARACTERS = 100  # what rendering one message costs, in characters to encode
 _PROMPT_CHARACTERS = 20  # the same of beginning with another prompt
-
-T = TypeVar("T")
 
 
 class PromptTooLong(ValueError):
@@ -58,15 +53,18 @@ class TextModel:
     ) -> list[list[int]]:
         """Token ids of raw prompts. Raises PromptTooLong when one certainly has more than `max_tokens`."""
         size = sum(len(text) + _PROMPT_CHARACTERS for text in texts)
-        return await _beside(
+        return await beside(
             size, lambda: [self._encode(text, max_tokens, add_special_tokens=add_special_tokens) for text in texts]
         )
 
     async def encode_chat(self, conversation: Conversation, max_tokens: int) -> ChatPrompt:
         """The prompt of a conversation. Raises TemplateRefusal, and PromptTooLong as `encode` does."""
-        size = sum(len(message["content"]) + _MESSAGE_CHARACTERS for message in conversation.messages)
-        size += _INLINE_CHARACTERS * conversation.uses_tools  # JSON of any size
-        return await _beside(size, lambda: self._encode_chat(conversation, max_tokens))
+        size = sum(
+            len(message["content"]) + len(message.get("reasoning_content") or "") + _MESSAGE_CHARACTERS
+            for message in conversation.messages
+        )
+        size += MOST_INLINE * conversation.uses_tools  # JSON of any size
+        return await beside(size, lambda: self._encode_chat(conversation, max_tokens))
 
     def output_form(self, prompt: ChatPrompt, names: frozenset[str], *, one_call: bool) -> OutputForm:
         """What may be in the answer to `prompt`. `names`: of the functions that were offered."""
@@ -89,13 +87,11 @@ class TextModel:
                 echo_of(tokens, self.tokenizer.detokenizer(own)) for tokens, own in zip(encoded, shown, strict=True)
             ]
 
-        return await _beside(_size(encoded), work)
+        return await beside(_size(encoded), work)
 
     async def decode(self, encoded: Sequence[list[int]]) -> list[str]:
         """The texts of tokens, special ones included."""
-        return await _beside(
-            _size(encoded), lambda: [self.tokenizer.decode(tokens, skip_special_tokens=False) for tokens in encoded]
-        )
+        return await beside(_size(encoded), lambda: self.tokenizer.decode_all(encoded, skip_special_tokens=False))
 
     def _encode(self, text: str, max_tokens: int, *, add_special_tokens: bool) -> list[int]:
         fewest = self.tokenizer.fewest_tokens(text, max_tokens)
@@ -113,11 +109,6 @@ class TextModel:
 
 def _size(encoded: Sequence[list[int]]) -> int:
     return sum(len(tokens) + _PROMPT_CHARACTERS for tokens in encoded)
-
-
-async def _beside(characters: int, work: Callable[[], T]) -> T:
-    """Do `work` here when it is little, else in a thread."""
-    return work() if characters <= _INLINE_CHARACTERS else await anyio.to_thread.run_sync(work)
 
 
 def load_text_model(

@@ -1,7 +1,7 @@
 """From text to token ids: a model's tokenizer, read from its directory. Knows nothing of chats, templates or HTTP."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,12 @@ class Tokenizer:
 
     def decode(self, tokens: list[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `tokens`."""
-        return self._backend.decode(tokens, skip_special_tokens=skip_special_tokens)
+        return self.decode_all([tokens], skip_special_tokens=skip_special_tokens)[0]
+
+    def decode_all(self, texts: Sequence[list[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """The texts of several."""
+        # Not `decode`: that holds the interpreter, and with it all streams, for a second if the text is long.
+        return self._backend.decode_batch([*texts], skip_special_tokens=skip_special_tokens)
 
     def bytes_of(self, token: int) -> bytes:
         """What one token is, special or not: perhaps only a part of a character."""
