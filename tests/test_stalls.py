@@ -51,6 +51,11 @@ def inputs() -> dict[str, Input]:
         COMPLETIONS,
         json.dumps(completion | {"prompt": ["word " * 1600] * 1024, "max_tokens": 10**6}).encode(),
     )
+    echoed = {"prompt": [1] * 1000, "echo": True, "logprobs": 20, "n": 4}
+    found["completion: an echo of 1000 tokens with logprobs"] = (COMPLETIONS, json.dumps(completion | echoed).encode())
+    found["detokenize: 100000 tokens"] = ("/detokenize", json.dumps({"tokens": [9] * 100_000}).encode())
+    strings = {"prompt": "a" * 4000, "return_token_strs": True}
+    found["tokenize: 4000 characters, with their tokens' strings"] = ("/tokenize", json.dumps(strings).encode())
     for fields in IMPOSSIBLE_CHATS:
         body = json.dumps(chat | fields).encode()
         found[f"chat: {','.join(fields)}, {len(body)} bytes"] = (CHAT, body)
