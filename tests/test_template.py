@@ -32,6 +32,36 @@ def test_a_real_template_renders_a_conversation() -> None:
     )
 
 
+TRIMMING = SMOLLM.replace("message['content']", "message['content'] | trim")
+
+
+@pytest.mark.parametrize("source", [SMOLLM, TRIMMING])
+@pytest.mark.parametrize("content", ["The answer is", "<", "|", "end", "Hi", "", "im_end|>\n<|im_start|>"])
+def test_a_prompt_that_goes_on_with_a_message_ends_where_that_does(source: str, content: str) -> None:
+    messages = [USER, {"role": "assistant", "content": content}]
+    whole = ChatTemplate(source, SPECIAL).render(Conversation(messages, options={"add_generation_prompt": False}))
+    text = ChatTemplate(source, SPECIAL).render(Conversation(messages, continues=True))
+    assert text.endswith(f"<|im_start|>assistant\n{content}")
+    assert whole == text + "<|im_end|>\n"
+
+
+def test_a_message_to_go_on_with_has_the_blanks_at_its_end_that_the_template_leaves() -> None:
+    asked = {"role": "user", "content": "Complete the sentence 'The answer is 4' again."}
+    conversation = Conversation([asked, {"role": "assistant", "content": "The answer is "}], continues=True)
+    assert ChatTemplate(SMOLLM, SPECIAL).render(conversation).endswith("assistant\nThe answer is ")
+    assert ChatTemplate(TRIMMING, SPECIAL).render(conversation).endswith("assistant\nThe answer is")
+    nothing = Conversation([asked, {"role": "assistant", "content": "\n"}], continues=True)
+    assert ChatTemplate(SMOLLM, SPECIAL).render(nothing).endswith("assistant\n\n")
+    assert ChatTemplate(TRIMMING, SPECIAL).render(nothing).endswith(".<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_template_that_leaves_the_message_out_cannot_go_on_with_it() -> None:
+    with pytest.raises(TemplateRefusal, match="cannot go on with it"):
+        ChatTemplate("{{ messages[0].content }}", SPECIAL).render(
+            Conversation([USER, {"role": "assistant", "content": "Hi"}], continues=True)
+        )
+
+
 def test_special_tokens_are_there_by_name() -> None:
     assert render("{{ bos_token }}|{{ eos_token is defined }}") == "<s>|False"
 

@@ -3,7 +3,7 @@ runs in Jinja's sandbox all the same: checkpoints are other people's files.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,13 +15,17 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from common.model_files import ModelError
-from gateway.text.conversation import Conversation
+from gateway.text.conversation import ChatMessage, Conversation
 from gateway.text.tokenizer import SpecialTokens
 
 MAX_CHARACTERS = 64 * 2**20  # of one rendered prompt; far above what any request can ask for honestly
 
 # What a template can raise when messages are not what it expects, such as a sum of a text and nothing.
 _MISFITS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
+
+
+# Ends with a blank, see `_up_to_mark`. No message has it: it is of characters for private use.
+_MARK = "\ue000the answer goes on here\ue001 "
 
 
 class TemplateRefusal(ValueError):
@@ -44,13 +48,14 @@ class ChatTemplate:
 
     def render(self, conversation: Conversation) -> str:
         """The prompt for the next message of the assistant. Raises TemplateRefusal when the messages do not fit."""
+        messages = _marked(conversation.messages) if conversation.continues else conversation.messages
         context = {**self._context, **conversation.options}
         if conversation.tools:
             context["tools"] = conversation.tools
         pieces: list[str] = []
         room = MAX_CHARACTERS
         try:
-            for piece in self._template.generate(messages=conversation.messages, **context):
+            for piece in self._template.generate(messages=messages, **context):
                 pieces.append(piece)
                 room -= len(piece)
                 if room < 0:
@@ -60,18 +65,27 @@ class ChatTemplate:
         except _MISFITS:
             raise TemplateRefusal("the model's chat template cannot be applied to these messages") from None
         text = "".join(pieces)
-        return _up_to_the_end_of(conversation.messages[-1]["content"], text) if conversation.continues else text
+        return _up_to_mark(text, conversation.messages[-1]["content"]) if conversation.continues else text
 
 
-def _up_to_the_end_of(content: str, text: str) -> str:
-    """Without what the template writes after the last message, such as the mark of its end."""
-    for form in (content, content.strip()):
-        begin = text.rfind(form)
-        if form and begin >= 0:
-            return text[: begin + len(form)]
-    raise TemplateRefusal(
-        "the model's chat template does not write the final message as it is: it cannot go on with it"
-    )
+def _marked(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The last message with a mark at its end. Looking for its content itself could find that elsewhere, too."""
+    *others, last = messages
+    return [*others, {**last, "content": f"{last['content']}{_MARK}"}]
+
+
+def _up_to_mark(text: str, content: str) -> str:
+    """Without what the template writes after the last message, such as the token of its end. `content`: of that.
+
+    A template that takes blanks from messages' ends took that of the mark, and would have taken the content's own.
+    """
+    begin = text.rfind(_MARK.rstrip())
+    if begin < 0:
+        raise TemplateRefusal("the model's chat template does not write the final message: it cannot go on with it")
+    if text.startswith(_MARK, begin):
+        return text[:begin]
+    blanks = content[len(content.rstrip()) :] if content.strip() else ""
+    return text[:begin].removesuffix(blanks)
 
 
 def directory_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
