@@ -21,7 +21,7 @@ class Penalties(msgspec.Struct, frozen=True, array_like=True):
     presence: float
     frequency: float
     repetition: float  # multiplicative, 1: none; looks at prompt and output
-    prompt: list[int]
+    prompt: list[int]  # empty where repetition is 1
     output: list[int]
 
 

@@ -26,7 +26,8 @@ def test_all_but_the_last_chunk_of_a_prompt_draw_nothing() -> None:
 
 
 def test_penalties_travel_with_the_tokens_that_they_look_at() -> None:
-    assert entry([7], frequency_penalty=0.5).shaping == Shaping(penalties=Penalties(0.0, 0.5, 1.0, [1, 2], [7]))
+    assert entry([7], frequency_penalty=0.5).shaping == Shaping(penalties=Penalties(0.0, 0.5, 1.0, [], [7]))
+    assert entry([7], repetition_penalty=1.2).shaping == Shaping(penalties=Penalties(0.0, 0.0, 1.2, [1, 2], [7]))
 
 
 def test_stop_tokens_are_forbidden_until_the_minimum_is_reached() -> None:

@@ -38,13 +38,16 @@ def _penalties(generation: Generation, output: list[int]) -> Penalties | None:
     )
     if not presence and not frequency and repetition == 1:
         return None
-    return Penalties(presence, frequency, repetition, generation.prompt, list(output))
+    # Only the repetition penalty looks at the prompt, which may be long.
+    return Penalties(presence, frequency, repetition, generation.prompt if repetition != 1 else [], list(output))
 
 
 def _forbidden(generation: Generation, output: list[int]) -> list[int]:
     """Stop tokens before the minimum is reached, and the last token of every bad word whose others were said."""
     forbidden = set(generation.stop_tokens) if len(output) < generation.min_tokens else set[int]()
-    for *before, last in generation.bad_words:
-        if output[len(output) - len(before) :] == before:
-            forbidden.add(last)
+    said = output[-1] if output else None
+    for word in generation.bad_words:
+        # First by one token: there may be hundreds of long words, for every job in every iteration.
+        if len(word) == 1 or (word[-2] == said and tuple(output[1 - len(word) :]) == word[:-1]):
+            forbidden.add(word[-1])
     return sorted(forbidden)
