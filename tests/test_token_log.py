@@ -29,6 +29,11 @@ def test_the_tokens_of_one_character_come_together() -> None:
     assert [one.offset for one in made.take(2)] == [1, 1]
 
 
+def test_a_token_that_breaks_a_character_off_begins_behind_it() -> None:
+    made = log((ord("a"), "a"), (0xC3, ""), (ord("b"), "\ufffdb"), (ord("c"), "c"))
+    assert [one.offset for one in made.rest()] == [0, 1, 2, 3]
+
+
 def test_what_comes_after_all_text_comes_in_the_end() -> None:
     made = log((1, "a"), (0xC3, ""))
     assert ids(made.take(1)) == [1]

@@ -16,7 +16,6 @@ import tokenizers
 from common.model_files import ModelError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer(Protocol):
@@ -115,28 +114,30 @@ class _ByteLevel:
 
 
 class _ByteFallback:
-    """Tokens are text, or single bytes. A run of bytes is text when all of it is UTF-8, else a U+FFFD per byte."""
+    """Tokens are text, or single bytes, which are decoded as they come.
+
+    The library makes a U+FFFD of every byte in a row of which one is wrong, such as the last one of an answer that was
+    cut off; here only what is wrong is lost.
+    """
 
     def __init__(self, piece: Callable[[int], str | int | None]) -> None:
         self._piece = piece
-        self._run = bytearray()
+        self._rest = b""  # the beginning of a character
 
     def push(self, token: int) -> str:
         piece = self._piece(token)
         if piece is None:
             return ""
         if isinstance(piece, int):
-            self._run.append(piece)
-            return ""
-        return self.flush() + piece if self._run else piece
+            data = self._rest + bytes((piece,))
+            text, used = codecs.utf_8_decode(data, "replace", False)
+            self._rest = data[used:]
+            return text
+        return self.flush() + piece if self._rest else piece
 
     def flush(self) -> str:
-        run = bytes(self._run)
-        self._run.clear()
-        try:
-            return run.decode()
-        except UnicodeDecodeError:
-            return _REPLACEMENT * len(run)
+        rest, self._rest = self._rest, b""
+        return rest.decode(errors="replace")
 
 
 def _decoder_steps(backend: tokenizers.Tokenizer) -> list[dict[str, Any]]:

@@ -40,11 +40,12 @@ class TokenLog:
     def add(self, token: int, text: str, logprobs: Logprobs | None) -> None:
         """`text` is what the detokenizer gave for `token`: nothing, in the middle of a character."""
         piece = self._bytes_of(token)
+        offset = self._offset + _ends_others(text, piece)
         if logprobs is None:
-            said = Said(token, piece, self._offset)
+            said = Said(token, piece, offset)
         else:
             top = tuple(Likelihood(self._bytes_of(other), logprob) for other, logprob in logprobs.top)
-            said = Said(token, piece, self._offset, Likelihood(piece, logprobs.drawn), top)
+            said = Said(token, piece, offset, Likelihood(piece, logprobs.drawn), top)
         self._held.append(said)
         self._offset += len(text)
 
@@ -60,3 +61,9 @@ class TokenLog:
         rest = list(self._held)
         self._held.clear()
         return rest
+
+
+def _ends_others(text: str, piece: bytes) -> int:
+    """The characters of a token's text that are those before it, whose character it broke off."""
+    own = piece.decode(errors="replace")
+    return len(text) - len(own) if len(own) < len(text) and text.endswith(own) else 0
