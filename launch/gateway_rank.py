@@ -4,7 +4,6 @@ import asyncio
 import gc
 import json
 import logging
-import os
 import signal
 import socket
 import sys
@@ -39,7 +38,10 @@ GIL_SWITCH_S = 0.0005
 
 
 def run_gateway(config: Config, channel: Channel) -> int:
-    """Serve until a signal, or until the workers are lost. Returns the exit status."""
+    """Serve until a signal, or until the workers are lost. Returns the exit status.
+
+    Raises TimeoutError, or what else makes leaving the world in order impossible.
+    """
     sys.setswitchinterval(GIL_SWITCH_S)
     raise_open_files_limit()
     try:
@@ -92,9 +94,7 @@ class _Gateway:
         await self._engine.until("draining", "lost")
         await self._drain()
         if not await self._engine.stop(STOP_TIMEOUT_S):
-            # It may be within MPI, which serves one thread at a time: no leaving in order. The launcher ends the rest.
-            print("skipjoin: the engine did not stop; the world ends without it", file=sys.stderr, flush=True)
-            os._exit(EXIT_LOST)
+            raise TimeoutError(f"the engine did not stop within {STOP_TIMEOUT_S:.0f} s")
         http.should_exit = True
         await serving
         if self._engine.failure is not None:

@@ -17,7 +17,8 @@ def under_launcher() -> bool:
     if any(name in os.environ for name in _RANK_VARIABLES):
         return True
     if (tasks := _number("SLURM_STEP_NUM_TASKS")) > 1:
-        raise ConfigError(f"Slurm started {tasks} tasks, none of them as a rank: {_OTHER_PROTOCOL}")
+        way_out = "; in a shell under srun: env -u SLURM_STEP_NUM_TASKS skipjoin"
+        raise ConfigError(f"Slurm started {tasks} tasks, none of them as a rank: {_OTHER_PROTOCOL}{way_out}")
     return False
 
 

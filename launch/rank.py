@@ -17,7 +17,10 @@ from common.records import Stop, decode_order
 from common.topology import GATEWAY_RANK, role
 from launch.launcher import hint
 
+_EXIT_FAILED = 1
 _LOST_S = 5.0  # in which all have to leave a world that ends with an error
+
+log = logging.getLogger(__name__)
 
 Place = tuple[str, list[int]]  # hostname, and the cores that this process may use
 
@@ -36,7 +39,12 @@ def run_rank(config: Config, as_gateway: Callable[[Channel], int]) -> int:
     channel = MpiChannel(world)
     leave_within_s = None  # The gateway decides.
     if mine == "gateway":
-        status = as_gateway(channel)
+        try:
+            status = as_gateway(channel)
+        except Exception:
+            # Its engine may still run, and be within MPI, which serves one thread at a time: no leaving in order.
+            log.exception("the gateway failed")
+            world.abort(_EXIT_FAILED)
         # A stage may be loading still, and hear of the end when it has; one that is lost may never hear of it.
         leave_within_s = _LOST_S if status else config.start_timeout
     else:

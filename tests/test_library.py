@@ -49,13 +49,14 @@ def test_a_compiler_that_fails_is_quoted_in_the_log(
     assert "no such luck" in caplog.text
 
 
-@pytest.mark.parametrize("rest", [b"", b"\x7fELF cut off"])
-def test_a_damaged_library_is_compiled_anew(tmp_path: Path, rest: bytes) -> None:
+@pytest.mark.parametrize("kept", [0, 70_000])  # of so many bytes the second makes opening it a SIGBUS
+def test_a_damaged_library_is_compiled_anew(tmp_path: Path, kept: int) -> None:
     compile_in_another_process(tmp_path).wait(60)
     [library] = (tmp_path / "skipjoin" / "kernels").iterdir()
-    library.write_bytes(rest)
+    whole = library.read_bytes()
+    library.write_bytes(whole[:kept])
     assert compile_in_another_process(tmp_path).wait(60) == 0
-    assert library.stat().st_size > len(rest)
+    assert library.read_bytes() == whole
 
 
 def test_times_without_kernels_are_not_those_with_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -318,3 +319,20 @@ def test_when_the_parent_is_killed_the_world_ends(tiny: str, tmp_path: Path) -> 
     for child in alive:
         child.kill()
     assert not alive
+
+
+def test_a_gateway_that_cannot_leave_in_order_ends_the_world(tiny: str) -> None:
+    program = """
+import sys
+from common.config import Config
+from launch.rank import run_rank
+
+def fail(channel):
+    raise TimeoutError("the engine did not stop")
+
+sys.exit(run_rank(Config(model=sys.argv[1], threads=1), fail))
+"""
+    command = [str(find_mpiexec()), "-n", "2", sys.executable, "-P", "-c", program, tiny]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "the engine did not stop" in done.stderr

@@ -162,7 +162,7 @@ def test_no_hostile_input_stalls_a_healthy_stream(tmp_path: Path) -> None:
     sys.stderr.write("\nlongest gaps in ms, median and worst of the rounds: without, with; slowest refusal\n")
     for name, stall in sorted(found.items(), key=lambda item: -item[1].longer):
         sys.stderr.write(f"{stall}  {name}\n")
-    refused = {name: stall for name, stall in found.items() if not stall.served}
-    assert {name for name, stall in refused.items() if stall.longer > MOST_STALL_S} == set()
+    no_work = {name: stall for name, stall in found.items() if not stall.served or "tokenize" in name}
+    assert {name for name, stall in no_work.items() if stall.longer > MOST_STALL_S} == set()
     grammars = {name: stall for name, stall in found.items() if name.startswith(("schema", "tool", "regex"))}
     assert {name for name, stall in grammars.items() if stall.refusal > MOST_REFUSAL_S} == set()

@@ -32,6 +32,8 @@ def test_the_tokens_of_one_character_come_together() -> None:
 def test_a_token_that_breaks_a_character_off_begins_behind_it() -> None:
     made = log((ord("a"), "a"), (0xC3, ""), (ord("b"), "\ufffdb"), (ord("c"), "c"))
     assert [one.offset for one in made.rest()] == [0, 1, 2, 3]
+    made = log((ord("a"), "a"), (0xC3, ""), (0xC3, "\ufffd"), (0xA9, "é"), (ord("b"), "b"))
+    assert [one.offset for one in made.rest()] == [0, 1, 2, 2, 3]
 
 
 def test_what_comes_after_all_text_comes_in_the_end() -> None:

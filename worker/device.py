@@ -79,7 +79,8 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
     auto = "fp32" if device.type == "cpu" else spec.dtype
     threads = config.threads or _threads(share)
     host_cores = os.cpu_count() or 1
-    if device.type == "cpu" and threads == 1 != config.threads and host_cores >= _MANY_CORES * share.stages:
+    is_bound = share.cores == 1 and not config.threads
+    if device.type == "cpu" and is_bound and host_cores >= _MANY_CORES * share.stages:
         more = "srun --cpus-per-task, mpirun --bind-to none"
         logger.warning("this stage may use 1 of the host's %d cores; for more: %s", host_cores, more)
     torch.set_num_threads(threads)
@@ -93,7 +94,7 @@ def place(config: Config, spec: ModelSpec, share: HostShare) -> Placement:
 
 
 def _threads(share: HostShare) -> int:
-    """One for each core. Not more than a quota allows: threads that wait for each other would all wait for its end."""
+    """One for each core. Not more than a quota allows, rounded up: threads wait for each other, and so for its end."""
     cores = share.cores or len(os.sched_getaffinity(0))
     quota = cgroups.cpu_quota() / share.stages
     return cores if math.isinf(quota) else min(cores, max(1, math.ceil(quota)))

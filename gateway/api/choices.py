@@ -18,8 +18,8 @@ from gateway.api.answers import (
     Traces,
     Usage,
 )
-from gateway.beside import beside
 from gateway.generation import Chunk, Failure, SchedulingTrace, Stream
+from gateway.heavy_work import beside
 from gateway.metrics import End, JobMeter
 from gateway.text.detokenizer import Detokenizer
 from gateway.text.echo import Echo

@@ -19,8 +19,8 @@ from gateway.api.keys import account_of
 from gateway.api.schema import SamplingRequest
 from gateway.api.service import Service
 from gateway.api.sse import StreamedAnswer, StreamResponse
-from gateway.beside import beside
 from gateway.generation import Generation
+from gateway.heavy_work import beside
 from gateway.text.echo import Echo
 from gateway.text.output.parser import PLAIN, OutputForm, OutputParser
 from gateway.text.output.parts import Part

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.api.choices import SAID_SIZE, Choice, Choices, GenerationFailed
 from gateway.api.dialect import Dialect, Letterhead
 from gateway.api.errors import generation_failed
-from gateway.beside import beside
+from gateway.heavy_work import beside
 from gateway.text.output.parts import Part
 
 DONE = b"data: [DONE]\n\n"

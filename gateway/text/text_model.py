@@ -8,7 +8,7 @@ from common.config import ReasoningMode, ToolFormatName
 from common.gguf_file import read_gguf
 from common.model_files import ModelFiles
 from common.model_spec import ModelSpec
-from gateway.beside import MOST_INLINE, beside
+from gateway.heavy_work import MOST_INLINE, beside
 from gateway.text.chat_form import ChatForm, chat_form
 from gateway.text.conversation import Conversation
 from gateway.text.echo import Echo, echo_of

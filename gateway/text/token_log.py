@@ -3,6 +3,7 @@
 Knows no stop strings: who cuts the text says how much of it is certain.
 """
 
+import codecs
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,5 +66,5 @@ class TokenLog:
 
 def _ends_others(text: str, piece: bytes) -> int:
     """The characters of a token's text that are those before it, whose character it broke off."""
-    own = piece.decode(errors="replace")
+    own, _ = codecs.utf_8_decode(piece, "replace", False)
     return len(text) - len(own) if len(own) < len(text) and text.endswith(own) else 0

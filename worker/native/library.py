@@ -3,7 +3,6 @@
 Needs a C compiler that knows OpenMP. Where there is none the log says so, and torch computes.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -12,7 +11,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
@@ -33,7 +31,7 @@ def open_library() -> ctypes.CDLL | None:
     Their threads are torch's: the OpenMP library that they need has the name of the one that torch has loaded.
     """
     try:
-        return _loaded(_library())
+        return ctypes.CDLL(str(_compiled()))
     except subprocess.CalledProcessError as error:
         logger.warning("no native kernels, torch computes: %s", error.stderr.decode(errors="replace").strip() or error)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -47,38 +45,8 @@ def kernels() -> str:
     return "" if library is None else Path(library._name).stem
 
 
-@dataclass(frozen=True, slots=True)
-class _Library:
-    """Where the library for these sources, compiler and CPU is kept, and how it is made."""
-
-    path: Path
-    command: list[str]  # all but where to
-
-    def compile(self) -> None:
-        """Raises OSError, CalledProcessError, TimeoutExpired."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Beside it and then linked: several ranks may be at it, and the first one's stays, as others may have it open.
-        with tempfile.TemporaryDirectory(dir=self.path.parent) as folder:
-            fresh = Path(folder) / self.path.name
-            _run([*self.command, "-o", str(fresh)])
-            with fresh.open("rb") as file:  # A library that was cut off by a power failure could end every start.
-                os.fsync(file.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(fresh, self.path)
-
-
-def _loaded(library: _Library) -> ctypes.CDLL:
-    """Raises as `_Library.compile` does."""
-    if library.path.is_file():
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(str(library.path))
-        library.path.unlink(missing_ok=True)  # It is damaged.
-    library.compile()
-    return ctypes.CDLL(str(library.path))
-
-
-def _library() -> _Library:
-    """Raises OSError, CalledProcessError, TimeoutExpired."""
+def _compiled() -> Path:
+    """The library for these sources, compiler and CPU. Raises OSError, CalledProcessError, TimeoutExpired."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise FileNotFoundError("there is no C compiler (cc, gcc)")
@@ -86,9 +54,32 @@ def _library() -> _Library:
     texts = [path.read_bytes() for path in (*sources, *sorted(_FOLDER.glob("*.h")))]
     # The macros name the compiler's version and all that the CPU can do: hosts that differ may share a home.
     macros = _run([compiler, "-march=native", "-dM", "-E", "-x", "c", os.devnull])
-    key = hashlib.sha256(b"\0".join([*texts, " ".join(_FLAGS).encode(), macros])).hexdigest()[:16]
-    path = Path(platformdirs.user_cache_dir("skipjoin")) / "kernels" / f"{key}.so"
-    return _Library(path, [compiler, *_FLAGS, *map(str, sources)])
+    key = _digest(b"\0".join([*texts, " ".join(_FLAGS).encode(), macros]))
+    folder = Path(platformdirs.user_cache_dir("skipjoin")) / "kernels"
+    if (library := _found(folder, key)) is not None:
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside it and then renamed: several ranks may be at it.
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        fresh = Path(beside) / "kernels.so"
+        _run([compiler, *_FLAGS, *map(str, sources), "-o", str(fresh)])
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        if (library := _found(folder, key)) is not None:
+            return library
+        library = folder / f"{key}-{_digest(fresh.read_bytes())}.so"
+        fresh.replace(library)
+    return library
+
+
+def _found(folder: Path, key: str) -> Path | None:
+    """A library whose name says what is in it: opening one that was cut off could end this process by a signal."""
+    named = (path for path in folder.glob(f"{key}-*.so") if path.stem == f"{key}-{_digest(path.read_bytes())}")
+    return next(named, None)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _run(command: list[str]) -> bytes:
