@@ -56,6 +56,20 @@ def test_prompts_have_about_the_tokens_that_were_asked_for() -> None:
     assert len(engine.jobs[-1].prompt) == pytest.approx(200, rel=0.2)
 
 
+def test_what_a_chat_template_adds_is_not_taken_for_words() -> None:
+    engine = FakeEngine("abc")
+    prompts: list[int] = []
+
+    async def use(client: Client) -> None:
+        await client.prepare()
+        for tokens in (60, 400):
+            await client.complete(client.prompt(Random(1), tokens), 5)
+            prompts.append(len(engine.jobs[-1].prompt))
+
+    with_client(engine, use, endpoint="chat")
+    assert prompts == [pytest.approx(60, rel=0.25), pytest.approx(400, rel=0.15)]
+
+
 def test_progress_is_told_as_tokens_come() -> None:
     counts: list[int] = []
 

@@ -118,3 +118,15 @@ def test_a_closed_loop_tells_what_was_served_while_all_clients_were_busy(monkeyp
     assert result.busy_tokens_per_s == (1 + 1 + 50) / 2.0
     assert len(result.samples) == 3
     assert result.duration_s == 3.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--concurrency", "0"], "--concurrency"), (["--rate", "0"], "0 a second"), (["--plot", "x.xyz"], "picture")],
+)
+def test_what_cannot_be_measured_is_refused_before(
+    capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    with serving(FakeEngine("abc")) as url:
+        assert main(["bench", f"{url}/v1", *options]) == 2
+    assert message in capsys.readouterr().err

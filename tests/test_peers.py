@@ -1,7 +1,6 @@
 """The comparison with other servers: the model that they are given, the rounds, and what is told of them."""
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -64,15 +63,17 @@ def test_every_server_has_a_name_of_its_own() -> None:
 def test_each_round_sends_the_same_loads_to_all_and_ours_those_of_every_peer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    installed = []
+    installed: list[str] = []
+    engines: list[FakeEngine] = []
 
     def contestant(name: str, *, under_load: bool = True) -> Contestant:
         @contextmanager
         def serve(home: Home) -> Iterator[str]:
-            with serving(FakeEngine("abc")) as url:
+            engines.append(FakeEngine("abc"))
+            with serving(engines[-1]) as url:
                 yield f"{url}/v1"
 
-        return Contestant(name, "bf16", lambda home: installed.append(name), serve, under_load=under_load)
+        return Contestant(name, "1.0", "bf16", lambda home: installed.append(name), serve, under_load=under_load)
 
     monkeypatch.setattr(
         bench,
@@ -94,6 +95,13 @@ def test_each_round_sends_the_same_loads_to_all_and_ours_those_of_every_peer(
         assert servers.keys() == {"vllm bf16", "skipjoin bf16"} | (
             {"llama.cpp bf16"} if load == "one stream" else set()
         )
+    assert "short JCT P95, s" not in found["one stream"]["vllm bf16"]  # no request was short
+    for engine in engines:
+        _, _, *sent = engine.jobs  # after the client has learnt how long words are
+        prompts = [tuple(job.prompt[:64]) for job in sent if len(job.prompt) > 64]
+        assert len(prompts) >= 8
+        assert len(set(prompts)) == len(prompts), "a server could have the beginning of a prompt in its prefix cache"
+    assert json.loads(output.read_text())["versions"] == dict.fromkeys(("skipjoin", "vllm", "llama.cpp"), "1.0")
     runs = json.loads(output.read_text())["runs"]
     assert [run["round"] for run in runs if run["server"] == "llama.cpp bf16"] == [0, 1]
     assert output.with_suffix(".png").stat().st_size > 0
@@ -110,7 +118,7 @@ def test_the_medians_of_the_rounds_are_told(tmp_path: Path) -> None:
     found = medians(comparison)["one stream"]
     assert {server: figures["tok/s"] for server, figures in found.items()} == {"a": 3.0, "b": 5.0}
     assert found["a"]["TTFT, ms"] == 1000.0
-    assert math.isnan(found["a"]["short JCT P95, s"])  # no request was short
+    assert found["a"]["failed"] == 0
     _, head, first, second = "\n".join(report(comparison)).split("\n")
     assert head.split()[:3] == ["one", "stream", "tok/s"]
     assert [first.split()[0], second.split()[0]] == ["a", "b"]

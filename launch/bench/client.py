@@ -84,6 +84,7 @@ class Client:
         self._endpoint = endpoint
         self._exact: dict[str, bool | None] = {}
         self._tokens_per_word = 1.0
+        self._frame_tokens = 0.0
         self.model = ""
 
     async def __aenter__(self) -> "Client":
@@ -105,16 +106,19 @@ class Client:
         self.model = model or await self._first_model()
         for self._exact in _EXACT:
             try:
-                probe = await self.complete(self.prompt(Random(0), _PROBE_WORDS), 4)
+                probe = await self.complete(random_words(Random(0), _PROBE_WORDS), 4)
                 break
             except RequestFailed:
                 if not self._exact:
                     raise
-        self._tokens_per_word = max(0.5, probe.prompt_tokens / _PROBE_WORDS)
+        half = await self.complete(random_words(Random(0), _PROBE_WORDS // 2), 4)
+        if probe.prompt_tokens > half.prompt_tokens:  # else the server does not say
+            self._tokens_per_word = (probe.prompt_tokens - half.prompt_tokens) / (_PROBE_WORDS - _PROBE_WORDS // 2)
+            self._frame_tokens = probe.prompt_tokens - _PROBE_WORDS * self._tokens_per_word
 
     def prompt(self, rng: Random, tokens: int) -> str:
-        """Random words that make about so many tokens."""
-        return random_words(rng, max(1, round(tokens / self._tokens_per_word)))
+        """Random words that make about so many tokens, with those that a chat template puts around them."""
+        return random_words(rng, max(1, round((tokens - self._frame_tokens) / self._tokens_per_word)))
 
     async def complete(self, prompt: str, tokens: int, progress: Callable[[int], None] | None = None) -> Sample:
         """One streamed answer of `tokens` tokens; `progress` is told how many events with text have come.

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.config import ConfigError
 from launch.bench.client import Client, Endpoint, RequestFailed
-from launch.lab.plots import plot_latencies
+from launch.lab.plots import check_picture, plot_latencies
 from launch.lab.samples import Sample, by_length, summary
 from launch.lab.workload import Request, make_requests, read_requests
 
@@ -67,7 +67,7 @@ class LoadBench:
     cv: float = 1.0
     """Coefficient of variation of the times between arrivals; 1 is Poisson, more is burstier."""
     seed: int = 0
-    """Seed of lengths, arrivals and words."""
+    """Seed of lengths, arrivals and words. Who sends the same again measures the server's prefix cache, too."""
     model: str | None = None
     """Model to ask for. Default: the first that the server lists."""
     endpoint: Endpoint = "completions"
@@ -83,6 +83,10 @@ class LoadBench:
 
     def run(self) -> int:
         """Raises ConfigError."""
+        if self.concurrency is not None and self.concurrency < 1:
+            raise ConfigError("--concurrency must be at least 1")
+        if self.plot is not None:
+            check_picture(self.plot)
         try:
             result = uvloop.run(self._measure())
         except RequestFailed as error:
@@ -106,7 +110,7 @@ class LoadBench:
     def _requests(self) -> list[Request]:
         if self.trace is not None:
             return read_requests(self.trace, self.requests, self.rate)
-        return make_requests(self.workload, self.requests, self.rate or 1.0, self.cv, self.seed)
+        return make_requests(self.workload, self.requests, 1.0 if self.rate is None else self.rate, self.cv, self.seed)
 
     def _report(self, result: LoadResult) -> None:
         classes = {"all": result.samples, **by_length(result.samples)}
@@ -137,9 +141,16 @@ class Load:
     """Requests for a server, to be sent once."""
 
     def __init__(
-        self, client: Client, requests: Sequence[Request], seed: int = 0, progress: Callable[[], object] = lambda: None
+        self,
+        client: Client,
+        requests: Sequence[Request],
+        seed: int | str = 0,
+        progress: Callable[[], object] = lambda: None,
     ) -> None:
-        """`progress` is called as each request ends."""
+        """`progress` is called as each request ends.
+
+        seed: of the words. Loads of one seed begin alike, and a server may have those prompts in its prefix cache.
+        """
         self._client = client
         self._requests = requests
         self._seed = seed

@@ -72,10 +72,10 @@ class OverheadBench:
     async def _measure(self, url: str) -> dict[str, float]:
         async with Client(url) as client:
             await client.prepare()
-            await Load(client, _WARM_UP, seed=1).closed_loop(4)
+            await Load(client, _WARM_UP, "warm-up").closed_loop(4)
             total_s, computing_s = self._first_tokens(url)
             with tqdm(total=self.load, desc=f"{self.clients} clients", leave=False) as bar:
-                load = Load(client, make_requests("mix", self.load), 0, bar.update)
+                load = Load(client, make_requests("mix", self.load), "load", bar.update)
                 result, added = await _counted(url, load, self.clients)
             costs = await self._gateway_costs(client, url) if self.costs else {}
         iterations, busy_s = added["skipjoin_iterations_total"], added["skipjoin_busy_seconds_total"]

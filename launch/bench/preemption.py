@@ -5,12 +5,13 @@ import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import uvloop
 from tqdm import tqdm
 
-from common.config import Policy
-from launch.bench.client import Client
+from common.config import ConfigError, Policy
+from launch.bench.client import Client, RequestFailed
 from launch.bench.server import serving
 from launch.lab.samples import Sample
 
@@ -37,6 +38,7 @@ class PreemptionBench:
     """Tokens of each short job."""
 
     def run(self) -> int:
+        """Raises ConfigError."""
         medians: dict[Policy, list[float]] = {policy: [] for policy in self.policies}
         longs: dict[Policy, list[float]] = {policy: [] for policy in self.policies}
         with tqdm(total=self.rounds * len(self.policies)) as bar:
@@ -44,12 +46,18 @@ class PreemptionBench:
                 for policy in self.policies:
                     bar.set_description(policy)
                     with serving(["--policy", policy, "--max-batch-jobs", str(self.long_jobs)]) as url:
-                        short, long = uvloop.run(self._measure(url))
+                        short, long = self._run(url)
                     medians[policy].append(statistics.median(answer.jct_s for answer in short))
                     longs[policy].append(statistics.median(answer.jct_s for answer in long))
                     bar.update()
         self._report(medians, longs)
         return 0
+
+    def _run(self, url: str) -> tuple[list[Sample], list[Sample]]:
+        try:
+            return uvloop.run(self._measure(url))
+        except RequestFailed as error:
+            raise ConfigError(f"a request failed: {error}") from None
 
     async def _measure(self, url: str) -> tuple[list[Sample], list[Sample]]:
         """The short and the long jobs' answers."""
@@ -60,7 +68,7 @@ class PreemptionBench:
                 asyncio.create_task(client.complete(_LONG_PROMPT, self.long_tokens, _at(_HEAD_START, event)))
                 for event in running
             ]
-            await asyncio.gather(*(event.wait() for event in running))
+            await _begun(running, long)
             short = await asyncio.gather(
                 *(client.complete(_SHORT_PROMPT, self.short_tokens) for _ in range(self.short_jobs))
             )
@@ -74,6 +82,17 @@ class PreemptionBench:
                 f"long jobs' {statistics.median(longs[policy]):7.2f} s  {[round(v, 2) for v in medians[policy]]}"
             )
         print(json.dumps({"bench": "preemption", "short_median_jct_s": medians, "long_median_jct_s": longs}))
+
+
+async def _begun(running: list[asyncio.Event], tasks: list["asyncio.Task[Sample]"]) -> None:
+    """Wait until all run. Raises RequestFailed where one has failed, and ConfigError where one has ended already."""
+    for event, task in zip(running, tasks, strict=True):
+        either: list[asyncio.Future[Any]] = [asyncio.ensure_future(event.wait()), task]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not event.is_set():
+            either[0].cancel()
+            task.result()
+            raise ConfigError(f"--long-tokens must be at least {_HEAD_START}")
 
 
 def _at(count: int, event: asyncio.Event) -> Callable[[int], None]:

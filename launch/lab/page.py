@@ -41,13 +41,14 @@ class Page:
         data = experiment.measure(seeds)
         command = f"skipjoin reproduce --only {experiment.name} --seeds {seeds}"
         seconds = round(time.monotonic() - start)
-        kept = Kept(command, _commit(), machine(), time.strftime("%Y-%m-%d"), seconds, data)
+        kept = Kept(command, commit(), machine(), time.strftime("%Y-%m-%d"), seconds, data)
         path = self._data(experiment)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.encode(kept) + b"\n")
 
     def write(self) -> None:
         """Draw and describe all experiments whose data are kept."""
+        self._folder.mkdir(parents=True, exist_ok=True)
         parts = [_prose("beginning")]
         for experiment in self._experiments:
             path = self._data(experiment)
@@ -67,7 +68,7 @@ def _prose(name: str) -> str:
     return (resources.files("launch.lab.experiments") / f"{name}.md").read_text()
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that is checked out, or `unknown` outside of a checkout."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"

@@ -26,6 +26,20 @@ def matplotlib_pyplot() -> ModuleType:
     return pyplot
 
 
+def check_picture(path: Path) -> None:
+    """Raises ConfigError where no such picture can be written: better before something is measured than after it."""
+    matplotlib_pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415
+
+    endings = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in endings:
+        raise ConfigError(f"{path} does not end as a picture does: {', '.join(sorted(endings))}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+
+
 @contextmanager
 def figure(path: Path, columns: int, *, width: float = 4.2, height: float = 3.4) -> Iterator[list[Any]]:
     """The axes of a row of panels; what was drawn is saved when the context ends well."""

@@ -174,7 +174,12 @@ def arrivals(rng: np.random.Generator, count: int, rate: float, cv: float = 1.0)
 
 
 def make_requests(workload: str, count: int, rate: float = 1.0, cv: float = 1.0, seed: int = 0) -> list[Request]:
-    """`count` requests of a named workload, arriving at `rate` per second. `azure` keeps its own bursts."""
+    """`count` requests of a named workload, arriving at `rate` per second. `azure` keeps its own bursts.
+
+    Raises ConfigError.
+    """
+    if count < 1 or not 0 < rate < math.inf or not 0 <= cv < math.inf:
+        raise ConfigError(f"{count} requests, {rate:g} a second, cv {cv:g}: these numbers must be greater than 0")
     if workload == "azure":
         return rescaled([Request(*row) for row in azure_conversation()[:count]], rate)
     rng = np.random.default_rng(seed)
@@ -184,7 +189,12 @@ def make_requests(workload: str, count: int, rate: float = 1.0, cv: float = 1.0,
 
 
 def read_requests(path: str, count: int | None = None, rate: float | None = None) -> list[Request]:
-    """The first `count` requests of a trace file; with a rate its arrival times are stretched to that mean."""
+    """The first `count` requests of a trace file; with a rate its arrival times are stretched to that mean.
+
+    Raises ConfigError.
+    """
+    if rate is not None and not 0 < rate < math.inf:
+        raise ConfigError(f"{rate:g} requests a second: it must be greater than 0")
     requests = [Request(*row) for row in read_trace(path)[:count]]
     return requests if rate is None else rescaled(requests, rate)
 

@@ -21,6 +21,7 @@ from launch.bench.peers.checkpoint import export
 from launch.bench.peers.report import OURS, Comparison, Run, draw, medians, report
 from launch.bench.peers.servers import Contestant, Home, contestants
 from launch.lab.page import machine
+from launch.lab.plots import check_picture
 from launch.lab.samples import summary
 from launch.lab.workload import Request, make_requests
 
@@ -31,7 +32,6 @@ _FEWEST, _MOST = 8, 20_000  # requests of an open loop
 _SHORT_TOKENS = 48  # the longest output of a short request in the mix
 _TOLD_ERRORS = 3  # of a run
 _WARM_UP = [Request(0.0, 300, 24)] * 8
-_WARM_UP_SEED = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,8 @@ class PeersBench:
     """Times that all are measured; the medians count."""
     seconds: float = 60.0
     """Time in which the requests of an open loop arrive."""
-    threads: int = os.cpu_count() or 1
-    """CPU threads of every server."""
+    threads: int = len(os.sched_getaffinity(0))
+    """CPU threads of every server. Default: one for each core that this process may use."""
     directory: Path = platformdirs.user_cache_path("skipjoin") / "peers"
     """Where environments and models are kept."""
     output: Path = Path("peers.json")
@@ -65,6 +65,7 @@ class PeersBench:
 
     def run(self) -> int:
         """Raises ConfigError."""
+        check_picture(self.output.with_suffix(".png"))
         chosen = [contestant for contestant in contestants() if contestant.name in (OURS, *self.peers)]
         if unknown := {*self.peers, *self.open_loop} - {contestant.name for contestant in chosen}:
             raise ConfigError(f"no such peer: {', '.join(sorted(unknown))}")
@@ -72,7 +73,8 @@ class PeersBench:
         for contestant in chosen:
             contestant.install(home)
         chosen.sort(key=lambda contestant: contestant.name == OURS)  # last: it is sent what the others were
-        comparison = Comparison(machine(), self.threads, time.strftime("%Y-%m-%d"), [])
+        versions = {contestant.name: contestant.version for contestant in chosen}
+        comparison = Comparison(machine(), self.threads, time.strftime("%Y-%m-%d"), [], versions)
         with tqdm(total=self.rounds * len(chosen)) as bar:
             for number in range(self.rounds):
                 for contestant in chosen:
@@ -89,7 +91,7 @@ class PeersBench:
     async def _measure(self, turn: "_Turn", url: str, model: str | None) -> None:
         async with Client(url) as client:
             await client.prepare(model)
-            await Load(client, _WARM_UP, seed=_WARM_UP_SEED + turn.round).closed_loop(4)
+            await Load(client, _WARM_UP, f"{turn.round}, warm-up").closed_loop(4)
             await turn.closed(client, "one stream", _SINGLE, 1)
             if not turn.contestant.under_load:
                 return
@@ -114,11 +116,11 @@ class _Turn:
 
     async def closed(self, client: Client, load: str, requests: Sequence[Request], clients: int) -> None:
         self._bar.set_description(f"{self.contestant.label}, {load}")
-        self._add(load, await Load(client, requests, self.round).closed_loop(clients))
+        self._add(load, await self._load(client, load, requests).closed_loop(clients))
 
     async def open(self, client: Client, load: str, requests: Sequence[Request]) -> None:
         self._bar.set_description(f"{self.contestant.label}, {load}")
-        self._add(load, await Load(client, requests, self.round).open_loop())
+        self._add(load, await self._load(client, load, requests).open_loop())
 
     def capacity(self, peer: str, clients: int) -> float:
         """Output tokens per second that `peer` served to so many busy clients in this round, in its fastest precision.
@@ -131,6 +133,10 @@ class _Turn:
             for run in self._runs
             if (run.round, run.load) == (self.round, _clients(clients)) and run.server.split()[0] == peer
         )
+
+    def _load(self, client: Client, load: str, requests: Sequence[Request]) -> Load:
+        """With words of its own: those of an earlier load could be in a server's prefix cache."""
+        return Load(client, requests, f"{self.round}, {load}")
 
     def _add(self, load: str, result: LoadResult) -> None:
         if not result.samples:

