@@ -25,7 +25,7 @@ COPIED_BLOCKS = 64
 REPEATS = 5
 POINT_BUDGET_S = 0.6
 
-_FORMAT = 5  # counts what changed the file: an older profile is not found, and measured anew
+_FORMAT = 6  # counts what changed the file: an older profile is not found, and measured anew
 
 _GREEDY = Sampling(0.0, 1.0, 0, 0.0, 0)
 
@@ -78,6 +78,7 @@ class Profiler:
             copy_s=copy_s,
             block_tokens=self._config.block_tokens,
             block_bytes=self._pools.block_bytes,
+            stages=self._config.pipeline_parallel,
         )
 
     @property

@@ -4,7 +4,10 @@ import sys
 from dataclasses import dataclass
 from typing import Annotated
 
+import msgspec
 import tyro
+
+from common.config import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,14 +24,19 @@ class Key:
     """Choices that it may have in the making at once. Default: no limit."""
 
     def run(self) -> int:
+        """Raises ConfigError."""
         from gateway.accounts import Limits  # noqa: PLC0415 - a worker imports no HTTP
         from gateway.api.keys import new_key  # noqa: PLC0415
 
-        limits = Limits(
-            requests_per_minute=self.requests_per_minute,
-            tokens_per_minute=self.tokens_per_minute,
-            concurrent_jobs=self.concurrent_jobs,
-        )
+        wanted = {
+            "requests_per_minute": self.requests_per_minute,
+            "tokens_per_minute": self.tokens_per_minute,
+            "concurrent_jobs": self.concurrent_jobs,
+        }
+        try:
+            limits = msgspec.convert(wanted, Limits)  # says no to what a server would not take
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"no such limit: {error}") from None
         key, table = new_key(self.name, limits)
         print(table)
         print(f"The key of {self.name}: {key}", file=sys.stderr)

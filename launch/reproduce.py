@@ -46,6 +46,8 @@ class Reproduce:
 
     def run(self) -> int:
         """Raises ConfigError."""
+        if self.seeds < 1:
+            raise ConfigError("--seeds must be at least 1")
         page = Page(self.folder, EXPERIMENTS)
         for experiment in choose(self.only):
             page.measure(experiment, self.seeds)

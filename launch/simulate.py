@@ -12,6 +12,7 @@ from tqdm import tqdm
 from common.config import Config, ConfigError, KvStrategy, Policy
 from gateway.recording import Recorder, read_recording
 from launch.lab.machine import Machine, capacity, find_machine
+from launch.lab.plots import check_picture
 from launch.lab.simulator import Simulated, Simulation
 from launch.lab.timeline import draw_timelines, lives
 from launch.lab.workload import Request, make_requests, read_requests
@@ -56,9 +57,9 @@ class Simulate:
     pipeline_parallel: int | None = None
     """Number of pipeline stages. Default: the cost model's."""
     kv_device_memory: str | None = None
-    """Device memory for KV, such as 10GiB. Default: the cost model's."""
+    """Device memory for KV per stage, such as 10GiB. Default: the cost model's; of a FILE, no limit."""
     kv_host_memory: str | None = None
-    """Host memory for KV. Default: the cost model's."""
+    """Host memory for KV per stage. Default: the same."""
     aging: float = Config().aging
     """As `skipjoin serve --aging`."""
     aging_limit_ms: float | None = None
@@ -72,6 +73,8 @@ class Simulate:
         """Raises ConfigError."""
         if self.jobs < 1 or self.batch < 1:
             raise ConfigError("--jobs and --batch must be at least 1")
+        if self.timeline is not None:
+            check_picture(self.timeline)
         policies = parse_policies(self.policy)
         machine = find_machine(self.cost_model)
         if self.pipeline_parallel is not None:

@@ -10,6 +10,7 @@ import tyro
 
 from common.config import ConfigError
 from gateway.recording import Change, read_recording
+from launch.lab.plots import check_picture
 from launch.lab.timeline import draw_timelines, lives
 
 
@@ -24,6 +25,9 @@ class Timeline:
 
     def run(self) -> int:
         """Raises ConfigError."""
+        if not self.recordings:
+            raise ConfigError("no recording is given: files that serve --record or simulate --record wrote")
+        check_picture(self.output)
         # By their paths where two have one name, as those of a simulation in two folders do.
         stems = Counter(path.stem for path in self.recordings)
         names = {path: path.stem if stems[path.stem] == 1 else str(path) for path in self.recordings}

@@ -35,3 +35,11 @@ def test_keys_can_be_collected_in_one_file(capsys: pytest.CaptureFixture[str], t
         "alice",
         "bob",
     ]
+
+
+def test_limits_that_a_server_would_not_take_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["key", "bob", "--requests-per-minute", "-5"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "no such limit" in printed.err
+    assert "requests_per_minute" in printed.err

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from common.config import ConfigError
 from gateway.profiling import save_profile
@@ -36,6 +37,8 @@ def test_a_profile_is_a_machine_of_unlimited_memory(tmp_path: Path) -> None:
     assert machine.cost == profile
     assert machine.block_bytes == 1000
     assert machine.device_bytes == machine.host_bytes == UNLIMITED
+    save_profile(tmp_path / "profile.json", replace(profile, stages=3))
+    assert find_machine(str(tmp_path / "profile.json")).stages == 3
 
 
 def test_a_profile_of_other_blocks_is_refused(tmp_path: Path) -> None:

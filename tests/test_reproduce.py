@@ -6,7 +6,7 @@ import pytest
 
 from common.config import ConfigError
 from launch.lab.page import Page
-from launch.reproduce import EXPERIMENTS, choose
+from launch.reproduce import EXPERIMENTS, Reproduce, choose
 
 DOCS = Path(__file__).parents[1] / "docs"
 KEPT = [DOCS / "reproduction" / f"{experiment.name}.json" for experiment in EXPERIMENTS]
@@ -36,3 +36,10 @@ def test_simulations_are_run_unless_experiments_are_named() -> None:
 def test_an_experiment_that_is_none_is_refused_with_the_choices() -> None:
     with pytest.raises(ConfigError, match=r"nonsense.*rates"):
         choose("nonsense")
+
+
+def test_no_seeds_are_refused_and_a_new_folder_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--seeds"):
+        Reproduce(seeds=0, folder=tmp_path).run()
+    assert Reproduce(only="none", folder=tmp_path / "new").run() == 0
+    assert (tmp_path / "new" / "reproduction.md").exists()

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,3 +59,18 @@ def test_an_unknown_policy_is_refused_with_the_choices() -> None:
 def test_no_jobs_are_refused() -> None:
     with pytest.raises(ConfigError, match="--jobs"):
         Simulate(jobs=0).run()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 0.0}, "0 a second"),
+        ({"load": 0.0}, "0 a second"),
+        ({"cv": float("nan")}, "cv nan"),
+        ({"kv_device_memory": "100MiB"}, "needs .* KV blocks, and the device has 8"),
+        ({"timeline": Path("picture.xyz")}, "does not end as a picture does"),
+    ],
+)
+def test_what_cannot_be_simulated_is_refused_before(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Simulate(jobs=10, policy="fcfs", **options).run()

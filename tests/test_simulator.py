@@ -1,12 +1,13 @@
 """The simulator against schedules that can be followed by hand, and against laws that hold for every policy."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import Config, Policy
+from common.config import Config, ConfigError, Policy
 from common.records import Entry, Plan, Sampling
 from gateway.recording import Recorder, read_recording
 from gateway.scheduling.cost import LinearCost
@@ -88,6 +89,18 @@ def test_a_machines_memory_counts_where_no_other_is_configured() -> None:
     simulation = Simulation(Config(), machine(device_bytes=160, host_bytes=320), requests)
     assert simulation.scheduler.ledger.device.num_blocks == 10
     assert simulation.scheduler.ledger.host.num_blocks == 20
+
+
+def test_memory_that_is_configured_is_that_of_each_stage() -> None:
+    requests = [Request(0.0, 16, 16)] * 100
+    config = Config(pipeline_parallel=2, kv_device_memory="160", kv_host_memory="320")
+    ledger = Simulation(config, replace(machine(), stages=2), requests).scheduler.ledger
+    assert (ledger.device.num_blocks, ledger.host.num_blocks) == (20, 40)
+
+
+def test_a_request_that_no_server_would_take_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs 3 KV blocks, and the device has 2"):
+        Simulation(Config(kv_device_blocks=2), machine(), [Request(0.0, 16, 16), Request(0.0, 16, 17)])
 
 
 def test_the_same_requests_give_the_same_numbers() -> None:

@@ -64,6 +64,7 @@ class Profile(msgspec.Struct, frozen=True):
     copy_s: float = 0.0
     block_tokens: int = 16
     block_bytes: int = 0  # of one KV block, summed over the stages
+    stages: int = 1
 
     def prefill_s(self, tokens: int) -> float:
         return _interpolate(self.prefill, tokens)

@@ -76,7 +76,7 @@ def find_machine(name: str) -> Machine:
         raise ConfigError(
             f"{name} was measured with --block-tokens {profile.block_tokens}; simulations have {BLOCK_TOKENS}"
         )
-    return Machine(profile, profile.decode_s(1), profile.block_bytes, UNLIMITED, UNLIMITED)
+    return Machine(profile, profile.decode_s(1), profile.block_bytes, UNLIMITED, UNLIMITED, profile.stages)
 
 
 @dataclass(frozen=True, slots=True)

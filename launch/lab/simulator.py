@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from common.config import Config, parse_bytes
+from common.config import Config, ConfigError, parse_bytes
 from common.records import Plan, Result
 from gateway.generation import Generation
 from gateway.recording import Recorder
@@ -189,15 +189,19 @@ class Simulation:
 
 
 def _pools(config: Config, machine: Machine, requests: Sequence[Request]) -> tuple[int, int]:
-    """Device and host blocks: as configured, else as the machine has; never more than all requests could fill."""
-    most = sum(-(-(r.prompt_tokens + r.output_tokens) // config.block_tokens) for r in requests)
+    """Device and host blocks: as configured, else as the machine has; never more than all requests could fill.
+
+    Raises ConfigError where a request does not fit, as a server would refuse it.
+    """
+    sizes = [-(-(r.prompt_tokens + r.output_tokens) // config.block_tokens) for r in requests]
+    most = sum(sizes)
 
     def blocks(count: int | None, size: str | None, available: int) -> int:
         if count is None:
-            count = int((available if size is None else parse_bytes(size)) // machine.block_bytes)
+            count = int((available if size is None else machine.stages * parse_bytes(size)) // machine.block_bytes)
         return min(most, count)
 
-    return (
-        blocks(config.kv_device_blocks, config.kv_device_memory, machine.device_bytes),
-        blocks(config.kv_host_blocks, config.kv_host_memory, machine.host_bytes),
-    )
+    device = blocks(config.kv_device_blocks, config.kv_device_memory, machine.device_bytes)
+    if max(sizes) > device:
+        raise ConfigError(f"the largest request needs {max(sizes)} KV blocks, and the device has {device}")
+    return device, blocks(config.kv_host_blocks, config.kv_host_memory, machine.host_bytes)

@@ -113,5 +113,6 @@ def draw_timelines(panels: Mapping[str, Sequence[Span]], path: Path) -> None:
     legend = [Line2D([], [], color=colours(level), lw=6, label=f"runs, level {level}") for level in range(levels + 1)]
     legend += [Line2D([], [], color=_WAITING[place][0], lw=3, label=label) for place, label in _LABELS.items()]
     figure.legend(handles=legend, loc="outside right upper", fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
