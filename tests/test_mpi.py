@@ -23,7 +23,7 @@ from launch.mpiexec import SKIPJOIN, find_mpiexec
 
 pytestmark = pytest.mark.mpi
 
-READY = re.compile(r"Skipjoin serves (.*) at (http\S+)")
+READY = re.compile(r"Skipjoin serves (.*) at (http\S+?/v1)")
 SHARED_MEMORY = Path("/dev/shm")
 
 

@@ -16,7 +16,7 @@ from typing import IO, NoReturn
 from launch.bench.fetch import fetch
 from launch.mpiexec import SKIPJOIN
 
-_URL = re.compile(r"Skipjoin serves .* at (http\S+)")
+_URL = re.compile(r"Skipjoin serves .* at (http\S+?/v1)")
 _START_TIMEOUT_S = 900.0  # vLLM compiles for minutes before it first serves
 _STOP_TIMEOUT_S = 60.0
 _HOST = "127.0.0.1"
