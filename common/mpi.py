@@ -1,7 +1,7 @@
 """The only place that imports mpi4py. A world joined at start-up, and the channel over it.
 
 Point-to-point messages on COMM_WORLD only: no collective and no new communicator after `World.join`. One thread of a
-process calls MPI after that, whichever it is.
+process calls MPI after that, whichever it is; only `World.abort` asks nobody.
 """
 
 import os

@@ -98,7 +98,7 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag=True):
     hostname: str
     device: str  # for people: "cpu, 2 threads" or "cuda:0 NVIDIA H200"
     dtype: str
-    fingerprint: str  # of what else decides how long iterations take: the worker's code, its CPU
+    fingerprint: str  # of what else decides how long iterations take: the worker's code, its kernels, its CPU
     block_bytes: int  # bytes of one KV block in this stage
     device_bytes: int  # KV bytes that fit on the device, were no other stage on it
     host_bytes: int  # KV bytes that fit in host memory

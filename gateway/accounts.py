@@ -79,7 +79,7 @@ class Account:
         self.num_jobs = 0
         self.requests = Bucket(limits.requests_per_minute, clock) if limits.requests_per_minute else None
         self.tokens = Bucket(limits.tokens_per_minute, clock) if limits.tokens_per_minute else None
-        self._most_jobs = limits.concurrent_jobs
+        self.most_jobs = limits.concurrent_jobs  # that may run at once; None: as many as there are
 
     def __repr__(self) -> str:
         return f"<Account {self.name}: {self.num_jobs} jobs>"
@@ -90,15 +90,10 @@ class Account:
             self._check("requests", self.requests)
             self.requests.take(1)
 
-    @property
-    def most_jobs(self) -> int | None:
-        """How many may run at once, where that is limited."""
-        return self._most_jobs
-
     def check_jobs(self, count: int) -> None:
         """Raises LimitReached unless `count` more jobs may start now."""
-        if self._most_jobs is not None and self.num_jobs + count > self._most_jobs:
-            raise LimitReached("jobs", self._most_jobs, JOB_RETRY_S)
+        if self.most_jobs is not None and self.num_jobs + count > self.most_jobs:
+            raise LimitReached("jobs", self.most_jobs, JOB_RETRY_S)
         if self.tokens is not None:
             self._check("tokens", self.tokens)
 

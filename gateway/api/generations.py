@@ -12,9 +12,9 @@ from gateway.generation import Generation
 from gateway.text.grammar import Grammar
 
 MAX_SCORES = 500_000  # log probabilities of prompts in one answer: each takes some 200 bytes
+MAX_CONTEXTS = 16  # how many times the context texts may have that need not fit, as those to be truncated
 _SEEDS = 2**64
 _WITH_PRIORITIES = ("skip-join", "mlfq")
-MAX_CONTEXTS = 16  # how many times the context texts may have that need not fit, as those to be truncated
 _GREEDY_BELOW = 1e-5  # logits over a smaller temperature overflow
 
 
