@@ -1,6 +1,6 @@
 # Everything from a fresh clone: a Python of 3.11 to 3.13 and make are enough. `make` alone lists the targets.
 
-PYTHON ?= python3
+PYTHON ?=
 ARGS ?=
 
 VENV := .venv
@@ -55,10 +55,7 @@ clean: ## remove the environment, caches and build products
 # ---------------------------------------------------------------------------- the environment
 
 $(VENV)/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
-		echo 'Skipjoin needs Python 3.11 to 3.13; choose one: make PYTHON=python3.12 ...' >&2; exit 1; }
-	@echo 'creating $(VENV)'
-	@$(PYTHON) -m venv $(VENV)
+	@$(or $(PYTHON),python3) launch/environment.py $(VENV) $(PYTHON)
 
 # torch comes first and alone: the pin decides which build it is, before another package asks for it.
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
