@@ -56,11 +56,6 @@ static void finish(const Linear *l, int64_t rows, int64_t columns, int64_t index
     }
 }
 
-// A panel of bf16 as fp32, for many rows to meet.
-static void unpack(const Linear *l, Panel panel, float *memory) {
-    for (int64_t i = 0; i < l->ins * PANEL; i += WIDTH) *(Vec *)(memory + i) = weights(BF16, panel.matrix, i);
-}
-
 INLINE bool by_amx(const Linear *l, int64_t rows) {
     return l->type == BF16_PAIRS || (l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx);
 }
@@ -69,15 +64,14 @@ INLINE bool by_amx(const Linear *l, int64_t rows) {
 INLINE int64_t most_rows(const Linear *l) { return l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS; }
 
 // Some rows times a panel, or several that a tile takes at once. memory: a thread's own, as own_memory says.
-// next: the panel that is likely to follow, for which memory is asked meanwhile. Not by one or two rows, which leave
-// memory no time; not by the first of several tiles, which still waits for its own; and in fp32 by two of these, because a
-// line in each turn is more than memory can send.
+// next: the panel that is likely to follow, for which memory is asked meanwhile. Every tile asks for its share: all of it
+// in one tile's time is more than memory can send. Not one or two rows, which leave memory no time.
 static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_t panels, int64_t rows, Input x,
                             const float *add, float *out, void *memory) {
     Vec sums[4 * TALL] __attribute__((aligned(64)));
-    Panel panel = panel_at(l, index);
-    const int64_t most = most_rows(l), tiles = ratio_up(rows, most), first = tiles > 1;
-    const int64_t parts = rows <= 2 ? 0 : l->type == FP32 && tiles > 2 ? 2 : 1;
+    const Panel panel = panel_at(l, index);
+    const int64_t most = most_rows(l), tiles = ratio_up(rows, most);
+    const bool asks = rows > 2;
     const char *ahead = panel_at(l, next).matrix;
     if (l->type == BF16_PAIRS) {
         multiply_bf16_by_amx(l, panel, rows, x.bf16, ahead, memory);
@@ -92,18 +86,12 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
         }
         return 1;
     }
-    if (memory) {
-        unpack(l, panel, memory);
-        panel.matrix = memory;
-    }
-    for (int64_t r = 0, tile = -first, height; r < rows; r += height, tile++) {
+    for (int64_t r = 0, tile = 0, height; r < rows; r += height, tile++) {
         height = height_of(rows - r, most);
-        const bool asks = 0 <= tile && tile < parts;
         const Shape *shape = next_shape(height, panels);
         height = shape->rows, panels = shape->panels;
-        shape->of[memory ? FP32 : l->type](l, panel, input_from(l, x, r), sums,
-                                           asks ? ahead + tile * panel_bytes(l) / parts : panel.matrix,
-                                           asks ? turn_bytes(l) / parts : 0);
+        shape->of[l->type](l, panel, input_from(l, x, r), sums,
+                           asks ? ahead + tile * panel_bytes(l) / tiles : panel.matrix, asks ? turn_bytes(l) / tiles : 0);
         finish(l, height, 2 * panels, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
     }
     return panels;
@@ -225,10 +213,9 @@ static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to)
 
 bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; }
 
-// A thread's own: for sums of pairs of bf16; to unpack a panel of bf16 where that is worth it; or none.
+// A thread's own: for sums of pairs of bf16, or none.
 static void *own_memory(const Linear *l, int64_t rows) {
-    if (l->type == BF16_PAIRS) return aligned_alloc(64, ratio_up(rows, TALL) * TALL * 2 * sizeof(Vec));
-    return l->type == BF16 && rows > ROWS ? malloc(l->ins * PANEL * sizeof(float)) : NULL;
+    return l->type == BF16_PAIRS ? aligned_alloc(64, ratio_up(rows, TALL) * TALL * 2 * sizeof(Vec)) : NULL;
 }
 
 void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory,

@@ -80,11 +80,8 @@ INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Pane
         UNROLLED for (int c = 0; c < columns; c++)
             column[c] = weights(type, panel.matrix, c / 2 * next + k * PANEL + c % 2 * WIDTH);
         UNROLLED for (int r = 0; r < rows; r++)
-            UNROLLED for (int c = 0; c < columns; c++) {
-                const Vec number = spread(x.exact[r * ins + k]);
-                if (type == BF16) accumulate(&sums[r][c], column[c], number);
-                else sums[r][c] = fused(column[c], number, sums[r][c]);  // from memory, which is faster there
-            }
+            UNROLLED for (int c = 0; c < columns; c++)
+                accumulate(&sums[r][c], column[c], spread(x.exact[r * ins + k]));
     }
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];

@@ -43,7 +43,13 @@ INLINE Vec larger(Vec a, Vec b) { return chosen(a < b, b, a); }
 
 INLINE Vec from_floats(const float *x) { return *(const Vec *)x; }
 INLINE Vec from_bf16(const uint16_t *x) {  // bf16 is the upper half of fp32
+#if defined(WIDE)  // gcc 12 makes convertvector of halves
+    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x)), 16);
+#else
     return (Vec)(__builtin_convertvector(*(const Bf16s *)x, Ints) << 16);
+#endif
 }
 
 // Integers of 16 bits, two beside each other for every number of a Vec.
@@ -120,7 +126,8 @@ INLINE Vec fused(Vec a, Vec b, Vec c) { return a * b + c; }
 INLINE Vec spread(float x) { return x - (Vec){0}; }
 #endif
 
-// *sum += a * b, in a register: left alone, gcc moves sums about, or keeps one of twelve in memory, and all wait for it.
+// *sum += a * b, all in registers: left alone, gcc moves sums about, or keeps one of twelve in memory, and all wait for
+// it; or it reads a column again for every row.
 INLINE void accumulate(Vec *sum, Vec a, Vec b) {
 #ifdef __FMA__
     __asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
