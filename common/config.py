@@ -119,9 +119,9 @@ class Config:
     """Most jobs in one iteration. Default: 16; 64 where all stages are on GPUs."""
     max_batch_tokens: int = 2048
     """Most tokens in one iteration."""
-    prefill_chunk_tokens: int | None = None
-    """Most prompt tokens in one iteration, divided by the stages; longer prompts are computed in chunks. Default: what
-    takes 0.1 s as measured, at least 32. 0: as many as --max-batch-tokens."""
+    prefill_chunk_tokens: int = 256
+    """Most prompt tokens in one iteration, divided by the stages; longer prompts are computed in chunks. 0: as many as
+    --max-batch-tokens."""
     plan_ahead: bool = True
     """Send the first stage its next iteration before the result that the last one computes is seen."""
     prefix_cache: bool = True

@@ -23,7 +23,6 @@ from gateway.engine import JobEngine
 from gateway.engine_metrics import EngineCollector
 from gateway.http_server import http_server, raise_open_files_limit
 from gateway.recording import Recorder
-from gateway.scheduling.scheduler import chunk_tokens
 from gateway.start_up import Cluster
 from gateway.text.text_model import load_text_model
 from launch.bars import Bars
@@ -156,8 +155,7 @@ def describe(config: Config, cluster: Cluster) -> str:
     pools = cluster.pools
     devices = ", ".join(f"{offer.hostname} {offer.device} {offer.dtype}" for offer in cluster.offers)
     return (
-        f"{config.policy}, {config.kv_strategy} KV, batches of {cluster.config.batch_jobs} jobs and "
-        f"{chunk_tokens(cluster.config, cluster.profile)} prompt tokens, "
+        f"{config.policy}, {config.kv_strategy} KV, batches of {cluster.config.batch_jobs} jobs, "
         f"context {cluster.max_context}; stages: {devices}; "
         f"{pools.num_device_blocks} device and {pools.num_host_blocks} host blocks of {config.block_tokens} tokens, "
         f"{pools.block_bytes / 2**20:.2f} MiB each; decode iteration {1000 * cluster.profile.decode_s(1):.1f} ms "

@@ -60,6 +60,8 @@ class Simulate:
     """Device memory for KV per stage, such as 10GiB. Default: the cost model's; of a FILE, no limit."""
     kv_host_memory: str | None = None
     """Host memory for KV per stage. Default: the same."""
+    prefill_chunk_tokens: int = Config().prefill_chunk_tokens
+    """As `skipjoin serve --prefill-chunk-tokens`."""
     aging: float = Config().aging
     """As `skipjoin serve --aging`."""
     aging_limit_ms: float | None = None
@@ -109,6 +111,7 @@ class Simulate:
             pipeline_parallel=machine.stages,
             kv_device_memory=self.kv_device_memory,
             kv_host_memory=self.kv_host_memory,
+            prefill_chunk_tokens=self.prefill_chunk_tokens,
             aging=self.aging,
             aging_limit_ms=self.aging_limit_ms,
         )

@@ -18,8 +18,7 @@ def generation(prompt: int, output: int, **options: Any) -> Generation:
 
 
 def scheduler(cost: CostModel, *, device: int = 10_000, host: int = 10_000, **options: Any) -> Scheduler:
-    """Examples count in whole seconds: a chunk of a tenth of one would cut every prompt."""
-    return Scheduler(Config(**{"prefill_chunk_tokens": 256} | options), cost, device, host)
+    return Scheduler(Config(**options), cost, device, host)
 
 
 async def chunks_of(stream: Stream) -> AsyncIterator[Chunk]:

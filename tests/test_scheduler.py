@@ -3,11 +3,11 @@ from typing import Any
 import pytest
 from fakes import Drive, FixedMask, answer, scheduler
 
-from common.config import Config, KvStrategy
+from common.config import KvStrategy
 from common.records import UNSEEN, Logprobs, Plan, Result
 from gateway.scheduling.cost import LinearCost, Profile
 from gateway.scheduling.job import Residence
-from gateway.scheduling.scheduler import Expected, chunk_tokens
+from gateway.scheduling.scheduler import Expected
 
 COST = LinearCost(decode=1.0, prefill_per_token=0.1)
 
@@ -150,26 +150,6 @@ def test_chunks_run_beside_decoding_jobs_which_go_on_in_every_iteration() -> Non
     run.run()
     shares = [{entry.job_id: len(entry.tokens) for entry in plan.entries} for plan in run.plans]
     assert shares[1:5] == [{1: 1, 2: 16}, {1: 1, 2: 16}, {1: 1, 2: 8}, {1: 1, 2: 1}]
-
-
-@pytest.mark.parametrize(
-    ("options", "tokens"),
-    [
-        ({}, 96),  # whole blocks
-        ({"block_tokens": 8}, 96),
-        ({"max_batch_tokens": 64}, 64),
-        ({"prefill_chunk_tokens": 256}, 256),
-        ({"prefill_chunk_tokens": 0}, 2048),
-        ({"pipeline_parallel": 2}, 48),
-        ({"prefill_chunk_tokens": 255, "pipeline_parallel": 2}, 128),
-    ],
-)
-def test_a_chunk_is_what_takes_a_tenth_of_a_second_unless_it_is_given(options: dict[str, Any], tokens: int) -> None:
-    assert chunk_tokens(Config(**options), LinearCost(decode=0.02, prefill_per_token=0.001)) == tokens
-
-
-def test_a_chunk_is_not_so_small_that_weights_are_read_for_a_few_tokens() -> None:
-    assert chunk_tokens(Config(), LinearCost(decode=0.2, prefill_per_token=0.02)) == 32
 
 
 def test_a_chunk_is_shared_by_the_prompts_that_fit_into_it_in_order() -> None:

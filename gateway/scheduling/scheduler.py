@@ -4,7 +4,6 @@ One turn: promote who waited too long; walk the jobs in policy order and fill a 
 the KV strategy decide which copies go beside it. Both the server and a simulator drive these same objects.
 """
 
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,9 +29,6 @@ from gateway.scheduling.policies.srpt import ShortestRemainingFirst
 from gateway.scheduling.policies.static import StaticBatches
 from gateway.scheduling.queue import JobQueue, merge
 from gateway.scheduling.turn import Turn
-
-_CHUNK_S = 0.1  # a pause between two tokens that people hardly notice
-_LEAST_CHUNK = 32  # with fewer tokens an iteration is mostly reading weights
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -83,16 +79,6 @@ def make_policy(config: Config, cost: CostModel) -> Policy:
     return MultiLevelFeedbackQueue(levels, cost, aging, places, skip=config.policy == "skip-join")
 
 
-def chunk_tokens(config: Config, cost: CostModel) -> int:
-    """Most prompt tokens in one iteration. Longer prompts are computed in chunks: others wait while one is."""
-    chunk, most = config.prefill_chunk_tokens, config.max_batch_tokens
-    if chunk is None:
-        blocks = range(config.block_tokens, most + 1, config.block_tokens)
-        chunk = max(_LEAST_CHUNK, config.block_tokens * bisect_right(blocks, _CHUNK_S, key=cost.prefill_s))
-    # A stage is to have the next chunk while later stages are at the one before.
-    return min(most, -(-chunk // config.pipeline_parallel) or most)
-
-
 class Scheduler:
     """Holds all active jobs. At most `pipeline_parallel` plans are in flight, and one that was made ahead.
 
@@ -126,7 +112,9 @@ class Scheduler:
         most_copies = max(1, int(cost.decode_s(config.batch_jobs) / cost.copy_s)) if cost.copy_s else num_device_blocks
         memory = Memory(self.queue, self.ledger, self._arrivals, places, most_copies)
         self._strategy: KvStrategy = STRATEGIES[config.kv_strategy](memory)
-        self._prompt_tokens = chunk_tokens(config, cost)
+        # A stage is to have the next chunk while later stages are at the one before.
+        chunk = -(-config.prefill_chunk_tokens // config.pipeline_parallel)
+        self._prompt_tokens = chunk or config.max_batch_tokens  # in one iteration, at most
         self._flights: deque[_InFlight] = deque()
         self._seq = first_seq - 1
         self._num_started = 0
