@@ -72,6 +72,7 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
     const Panel panel = panel_at(l, index);
     const int64_t most = most_rows(l), tiles = ratio_up(rows, most);
     const bool asks = rows > 2;
+    const int64_t step = asks ? ratio_up(turn_bytes(l), tiles) : 0;
     const char *ahead = panel_at(l, next).matrix;
     if (l->type == BF16_PAIRS) {
         multiply_bf16_by_amx(l, panel, rows, x.bf16, ahead, memory);
@@ -91,7 +92,7 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
         const Shape *shape = next_shape(height, panels);
         height = shape->rows, panels = shape->panels;
         shape->of[l->type](l, panel, input_from(l, x, r), sums,
-                           asks ? ahead + tile * panel_bytes(l) / tiles : panel.matrix, asks ? turn_bytes(l) / tiles : 0);
+                           asks ? ahead + tile * panel_bytes(l) / tiles : panel.matrix, step);
         finish(l, height, 2 * panels, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
     }
     return panels;

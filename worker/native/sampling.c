@@ -58,18 +58,23 @@ static int64_t likeliest(const Row *row) {
 
 // What a chunk's tokens weigh beside the likeliest one; nothing below e^-87, where fp32 ends. Returns the sum.
 static double weigh(const Row *row, int64_t chunk, float *weights) {
-    typedef double Doubles __attribute__((vector_size(8 * WIDTH)));
-    Doubles sums = {0};
+    enum { HALF = WIDTH / 2 };  // of a Vec: the doubles that fill a register, since gcc keeps longer sums in memory
+    typedef float Half __attribute__((vector_size(4 * HALF), aligned(4), may_alias));
+    typedef double Doubles __attribute__((vector_size(8 * HALF)));
+    const Vec highest = spread(row->highest), coldness = spread(row->coldness);
+    Doubles low = {0}, high = {0};
     double sum = 0.0;
     take_chunk(row, chunk, weights);
     for (int64_t i = 0; i < CHUNK; i += WIDTH) {
         // Less the highest first: a tiny temperature must not overflow.
-        const Vec x = (from_floats(weights + i) - row->highest) * row->coldness;
+        const Vec x = (from_floats(weights + i) - highest) * coldness;
         const Vec weight = chosen(x > -87.0f, exponential(x), (Vec){0});
         *(Vec *)(weights + i) = weight;
-        sums += __builtin_convertvector(weight, Doubles);
+        low += __builtin_convertvector(*(const Half *)(weights + i), Doubles);
+        high += __builtin_convertvector(*(const Half *)(weights + i + HALF), Doubles);
     }
-    for (int w = 0; w < WIDTH; w++) sum += sums[w];
+    for (int w = 0; w < HALF; w++) sum += low[w];
+    for (int w = 0; w < HALF; w++) sum += high[w];
     return sum;
 }
 
