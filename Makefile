@@ -55,7 +55,10 @@ clean: ## remove the environment, caches and build products
 # ---------------------------------------------------------------------------- the environment
 
 $(VENV)/bin/pip:
-	@$(or $(PYTHON),python3) launch/environment.py $(VENV) $(PYTHON)
+	@for python in $(if $(PYTHON),"$(PYTHON)",python3 python3.13 python3.12 python3.11); do \
+		$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && \
+			exec $$python launch/environment.py $(VENV) $(if $(PYTHON),--this); \
+	done; echo 'Skipjoin needs Python 3.11 to 3.13; choose one: make PYTHON=python3.12 ...' >&2; exit 1
 
 # torch comes first and alone: the pin decides which build it is, before another package asks for it.
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
