@@ -1,6 +1,7 @@
 """launch/environment.py and the rule of the Makefile that starts it: which Python the environment is made of."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,9 @@ def python_that_answers(folder: Path, name: str, seconds: float) -> Path:
 
 def make(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """The Makefile's rule for the environment, where PATH is `folder`."""
-    command = ["/usr/bin/make", "-C", str(ROOT), f"VENV={folder / 'made'}", *options, f"{folder / 'made'}/bin/pip"]
+    program = shutil.which("make")
+    assert program is not None
+    command = [program, "-C", str(ROOT), f"VENV={folder / 'made'}", *options, f"{folder / 'made'}/bin/pip"]
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTHON"))}
     return subprocess.run(
         command, env=clean | {"PATH": str(folder)}, capture_output=True, text=True, timeout=120, check=False
