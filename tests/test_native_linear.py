@@ -38,7 +38,7 @@ def matrix_of(out: int, ins: int, stored: Stored) -> StoredMatrix:
 
 def lies_as(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """In memory, whatever this CPU wants."""
-    monkeypatch.setattr(native_linear, "layout_of", lambda dtype, library: layout)
+    monkeypatch.setattr(native_linear, "layout_of", lambda matrix, library: layout)
 
 
 def assert_close(
@@ -104,12 +104,21 @@ def test_a_rows_numbers_are_the_same_bits_in_any_batch(out: int, ins: int, store
 
 def test_bf16_without_amx_multiplies_like_its_fp32_numbers_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = matrix_of(100, 70, "bf16")
+    lies_as(Layout.FP32, monkeypatch)
+    monkeypatch.setattr(StoredMatrix, "narrowed", lambda self: self)
     exact = pack(StoredMatrix(matrix.unpacked()))
     lies_as(Layout.BF16, monkeypatch)
     rounded = pack(matrix)
     for rows in ROWS:
         x = torch.randn(rows, 70)
         assert torch.equal(rounded(x), exact(x))
+
+
+def test_exact_numbers_that_fit_in_bf16_are_kept_in_it_and_never_multiplied_by_amx() -> None:
+    fits = matrix_of(100, 70, "exact").values.bfloat16().float()
+    assert pack(StoredMatrix.of(fits, "exact")).parameters.type == Layout.BF16
+    fits[99, 69] = 1 + 2**-20
+    assert pack(StoredMatrix.of(fits, "exact")).parameters.type == Layout.FP32
 
 
 def test_bf16_by_amx_multiplies_rows_rounded_to_bf16() -> None:

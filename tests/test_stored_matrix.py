@@ -11,6 +11,24 @@ def test_an_exact_matrix_is_the_matrix() -> None:
     assert StoredMatrix.of(weight, "exact").unpacked() is weight
 
 
+@pytest.mark.parametrize("number", [0.0, -0.0, 1.5, 2.0**-126, 3.3895e38, torch.inf])
+def test_exact_numbers_that_bf16_has_are_kept_in_it(number: float) -> None:
+    weight = torch.randn(4, 40).bfloat16().float()
+    weight[3, 39] = torch.tensor(number).bfloat16()
+    narrowed = StoredMatrix.of(weight, "exact").narrowed()
+    assert narrowed.values.dtype == torch.bfloat16
+    assert narrowed.exact
+    assert torch.equal(narrowed.unpacked().view(torch.int32), weight.view(torch.int32))
+
+
+@pytest.mark.parametrize("number", [1 + 2**-8, 1 + 2**-23, 2.0**-149, 3.4e38])
+def test_one_number_that_bf16_lacks_keeps_a_matrix_in_fp32(number: float) -> None:
+    weight = torch.zeros(4, 40)
+    weight[3, 39] = number
+    matrix = StoredMatrix.of(weight, "exact")
+    assert matrix.narrowed() is matrix
+
+
 def test_bf16_keeps_eight_bits_of_every_number() -> None:
     weight = torch.randn(4, 40)
     stored = StoredMatrix.of(weight, "bf16")

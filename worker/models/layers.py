@@ -93,7 +93,7 @@ def load_ends(
     if isinstance(head, NativeLinear) and spec.tied_embeddings:
         return head.columns, head
     assert embedding is not None
-    return StoredMatrix.of(embedding, weights.stored).rows, head
+    return StoredMatrix.of(embedding, weights.stored).narrowed().rows, head
 
 
 def reported(layers: range, progress: Progress) -> Iterator[int]:

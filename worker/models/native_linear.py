@@ -1,8 +1,9 @@
 """Products by the native kernel, native/linear.c: its layout of a matrix, and calling it.
 
 A row's product has the same bits in any batch. bf16 is only how the matrix is stored: the product is that with the fp32
-matrix of the rounded numbers, to the bit; but AMX, where a CPU has it, meets rows that are rounded to bf16, too. int8
-meets rows that are rounded to 16 bits in each group of inputs.
+matrix of the same numbers, to the bit, so an exact one whose numbers fit in bf16 is stored in it. AMX, where a CPU has
+it, serves those that were rounded to bf16, and rounds the rows that they meet, too. int8 meets rows that are rounded to
+16 bits in each group of inputs.
 """
 
 import ctypes
@@ -72,7 +73,8 @@ class NativeLinear:
         def panels(rows: Tensor) -> Tensor:
             return _gated_panels(rows, width) if gated else _panels(rows, 2 * width)
 
-        layout = layout_of(matrix.values.dtype, library)
+        matrix = matrix.narrowed()
+        layout = layout_of(matrix, library)
         values = panels(matrix.values)
         if layout == Layout.INT8_QUADS:
             values = _side_by_side(values, 4, library.linear_slice()) ^ -128  # as unsigned numbers, 128 more
@@ -107,14 +109,15 @@ class NativeLinear:
         return out
 
 
-def layout_of(dtype: torch.dtype, library: ctypes.CDLL) -> Layout:
+def layout_of(matrix: StoredMatrix, library: ctypes.CDLL) -> Layout:
     """What this CPU multiplies fastest."""
+    dtype = matrix.values.dtype
     for question in (library.linear_amx, library.linear_quads):
         question.restype = ctypes.c_bool
     if dtype == torch.int8:
         return Layout.INT8_QUADS if library.linear_quads() else Layout.INT8
     if dtype == torch.bfloat16:
-        return Layout.BF16_PAIRS if library.linear_amx() else Layout.BF16
+        return Layout.BF16_PAIRS if library.linear_amx() and not matrix.exact else Layout.BF16
     return Layout.FP32
 
 

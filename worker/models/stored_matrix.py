@@ -1,6 +1,6 @@
-"""A matrix as it is kept in memory: exact, or smaller and rounded."""
+"""A matrix as it is kept in memory: exact, in as few bytes as that takes, or smaller and rounded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,26 +18,35 @@ _ROWS_AT_ONCE = 4096
 class StoredMatrix:
     """Numbers, and in int8 what they are multiplied by."""
 
-    values: Tensor  # [out, in]; exact ones have the matrix's own type
+    values: Tensor  # [out, in]
     scales: Tensor | None = None  # int8: fp32 [out, groups of in]
     dtype: torch.dtype = torch.float  # of the matrix
+    exact: bool = True  # these are the matrix's numbers, so what they meet must not be rounded either
 
     @classmethod
     def of(cls, weight: Tensor, stored: Stored) -> "StoredMatrix":
         """weight: [out, in]."""
         if stored == "int8":
             return cls._rounded(weight)
-        return cls(weight.bfloat16() if stored == "bf16" else weight, dtype=weight.dtype)
+        return cls(weight.bfloat16() if stored == "bf16" else weight, dtype=weight.dtype, exact=stored == "exact")
 
     @classmethod
     def _rounded(cls, weight: Tensor) -> "StoredMatrix":
         """Every group's largest number becomes 127 or -127."""
         values, scales = zip(*map(_rounded, torch.split(weight, _ROWS_AT_ONCE)), strict=True)
-        return cls(torch.cat(values), torch.cat(scales), weight.dtype)
+        return cls(torch.cat(values), torch.cat(scales), weight.dtype, exact=False)
+
+    def narrowed(self) -> "StoredMatrix":
+        """The same numbers, in bf16 if it has all of them: most checkpoints are published in it."""
+        if self.values.dtype != torch.float or not all(map(_fits_bf16, torch.split(self.values, _ROWS_AT_ONCE))):
+            return self
+        return replace(self, values=self.values.bfloat16())
 
     def rows(self, ids: Tensor) -> Tensor:
         """What the rows `ids`, [count], stand for."""
-        return StoredMatrix(self.values[ids], None if self.scales is None else self.scales[ids], self.dtype).unpacked()
+        return replace(
+            self, values=self.values[ids], scales=None if self.scales is None else self.scales[ids]
+        ).unpacked()
 
     def unpacked(self) -> Tensor:
         """The numbers that it stands for: [out, in]."""
@@ -45,6 +54,11 @@ class StoredMatrix:
             return self.values.to(self.dtype)
         scales = self.scales.repeat_interleave(GROUP, 1)[:, : self.values.shape[1]]
         return (self.values * scales).to(self.dtype)
+
+
+def _fits_bf16(rows: Tensor) -> bool:
+    """bf16 is the upper half of fp32."""
+    return not (rows.view(torch.int32) & 0xFFFF).any()
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:
