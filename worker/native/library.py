@@ -21,6 +21,7 @@ _FOLDER = Path(__file__).parent
 # No contraction: which products are fused with sums must not depend on what the compiler thinks of their surroundings.
 _FLAGS = ["-O3", "-march=native", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 _FLAGS += ["-fopenmp", "-shared", "-fPIC"]
+_FLAGS += ["-falign-loops=64"]  # a loop of a tile takes a sixth longer where it lies across one line more of the cache
 _COMPILE_TIMEOUT_S = 60.0
 
 

@@ -5,11 +5,14 @@
 // number is summed from the first input to the last, however many rows, columns and threads compute at once: a row's
 // product has the same bits in any batch.
 //
-// fp32 and bf16 are multiplied in fp32. To meet int8 a row is rounded itself, to 16 bits with a scale for every group of
-// inputs; products are summed as integers within a group, without any error, and as fp32 from group to group. It takes
-// half of fp32's time; llama.cpp does likewise, with 8 bits. There the panels are [panels][ins / 2][PANEL][2], for pairs
-// of 16 bits; or, for CPUs that multiply four times 8 bits at once, [panels][ins / 4][PANEL][4], with 128 added to each
-// weight. The numbers are the same, to the bit.
+// fp32 and bf16 are multiplied in fp32. Of bf16 a panel's first and second WIDTH columns lie side by side,
+// [panels][ins][WIDTH][2].
+//
+// To meet int8 a row is rounded itself, to 16 bits with a scale for every group of inputs; products are summed as
+// integers within a group, without any error, and as fp32 from group to group. It takes half of fp32's time; llama.cpp
+// does likewise, with 8 bits. There the panels are [panels][ins / 2][PANEL][2], for pairs of 16 bits; or, for CPUs that
+// multiply four times 8 bits at once, [panels][ins / 4][PANEL][4], with 128 added to each weight. The numbers are the
+// same, to the bit.
 //
 // Where a CPU has AMX it multiplies bf16, whose panels are [panels][ins / 2][PANEL][2] then, and several rows of int8.
 #include <stdlib.h>
@@ -266,10 +269,11 @@ INLINE float from_one_bf16(uint16_t number) {
 // Input k of a panel's column.
 INLINE float number(const Linear *l, Panel panel, int64_t k, int64_t column) {
     const int64_t at = k * PANEL + column, in_pairs = (k / 2 * PANEL + column) * 2 + k % 2;
+    const int64_t in_columns = k * PANEL + column % WIDTH * 2 + column / WIDTH;
     const float *scales = panel.scales + k / GROUP * PANEL + column;  // of int8
     switch (l->type) {
         case FP32: return ((const float *)panel.matrix)[at];
-        case BF16: return from_one_bf16(((const uint16_t *)panel.matrix)[at]);
+        case BF16: return from_one_bf16(((const uint16_t *)panel.matrix)[in_columns]);
         case BF16_PAIRS: return from_one_bf16(((const uint16_t *)panel.matrix)[in_pairs]);
         case INT8_QUADS: return (((const uint8_t *)panel.matrix)[(k / 4 * PANEL + column) * 4 + k % 4] - 128) * *scales;
         default: return ((const int8_t *)panel.matrix)[in_pairs] * *scales;

@@ -60,9 +60,14 @@ INLINE Panel panel_at(const Linear *l, int64_t panel) {
     return (Panel){(const char *)l->matrix + panel * panel_bytes(l), l->scales + panel * groups_of(l) * PANEL};
 }
 
-// WIDTH weights of fp32 or bf16.
-INLINE Vec weights(enum Type type, const void *matrix, int64_t index) {
-    return type == FP32 ? from_floats((const float *)matrix + index) : from_bf16((const uint16_t *)matrix + index);
+// An input's weights in a panel. Those of bf16 are the halves of integers, so that one instruction widens each vector.
+INLINE void weights(enum Type type, const void *matrix, int64_t index, Vec *first, Vec *second) {
+    if (type == FP32) {
+        *first = from_floats((const float *)matrix + index), *second = from_floats((const float *)matrix + index + WIDTH);
+    } else {
+        const Ints both = *(const Ints *)((const uint16_t *)matrix + index);
+        *first = (Vec)(both << 16), *second = (Vec)(both & -1 << 16);
+    }
 }
 
 // out[row][column] = x[row] . column. All but the pointers are constants where it is inlined. ahead: memory to ask for
@@ -76,12 +81,15 @@ INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Pane
         UNROLLED for (int c = 0; c < columns; c++) sums[r][c] = (Vec){0};
     for (int64_t k = 0; k < ins; k++) {
         __builtin_prefetch(ahead + k * step, 0, 2);
-        Vec column[2 * MOST_PANELS];
-        UNROLLED for (int c = 0; c < columns; c++)
-            column[c] = weights(type, panel.matrix, c / 2 * next + k * PANEL + c % 2 * WIDTH);
-        UNROLLED for (int r = 0; r < rows; r++)
-            UNROLLED for (int c = 0; c < columns; c++)
-                accumulate(&sums[r][c], column[c], spread(x.exact[r * ins + k]));
+        UNROLLED for (int c = 0; c < columns; c += 2) {
+            Vec first, second;
+            weights(type, panel.matrix, c / 2 * next + k * PANEL, &first, &second);
+            UNROLLED for (int r = 0; r < rows; r++) {
+                const Vec number = spread(x.exact[r * ins + k]);
+                accumulate(&sums[r][c], first, number);
+                accumulate(&sums[r][c + 1], second, number);
+            }
+        }
     }
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];

@@ -45,8 +45,6 @@ INLINE Vec from_floats(const float *x) { return *(const Vec *)x; }
 INLINE Vec from_bf16(const uint16_t *x) {  // bf16 is the upper half of fp32
 #if defined(WIDE)  // gcc 12 makes convertvector of halves
     return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
-#elif defined(__AVX2__)
-    return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)x)), 16);
 #else
     return (Vec)(__builtin_convertvector(*(const Bf16s *)x, Ints) << 16);
 #endif
