@@ -74,7 +74,7 @@ def _nothing(home: Home) -> None:
 
 
 def _skipjoin(weights: str) -> Callable[[Home], AbstractContextManager[str]]:
-    return lambda home: serving(["--weights", weights, "--threads", str(home.threads)])
+    return lambda home: serving([_directory(home), "--weights", weights, "--threads", str(home.threads)])
 
 
 def _directory(home: Home) -> str:
