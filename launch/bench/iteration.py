@@ -15,7 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from common.config import Config, KvDtype, Stored
-from common.model_files import locate
+from common.model_files import ModelFiles, locate
+from common.model_spec import ModelSpec
 from common.records import Result, decode_order, decode_report, encode
 from common.spec_reader import read_spec
 from gateway.generation import Generation
@@ -28,7 +29,6 @@ from launch.bench.stage import open_stage
 _COST = LinearCost(decode=0.04, prefill_per_token=0.0015)
 _WARM_UP = 2  # iterations
 _PROMPTS = 3  # that are timed
-_BYTES_PER_WEIGHT: dict[Stored, int] = {"exact": 4, "bf16": 2, "int8": 1}
 
 
 @dataclass(slots=True)
@@ -140,10 +140,11 @@ class IterationBench:
         from worker.device import HostShare, place  # noqa: PLC0415
         from worker.kv_cache import block_bytes  # noqa: PLC0415
 
-        spec = read_spec(locate(self.model))
+        files = locate(self.model)
+        spec = read_spec(files)
         placement = place(self._config(1, self.context), spec, HostShare())
         kv_bytes = block_bytes(spec, spec.num_layers, 1, placement.kv_dtype)
-        return Bounds(limits, spec, _BYTES_PER_WEIGHT[self.weights], kv_bytes)
+        return Bounds(limits, spec, _weight_bytes(self.weights, files, spec), kv_bytes)
 
     def _measure_prompt(self) -> float:
         """Seconds that the iteration with the whole of a prompt takes."""
@@ -201,6 +202,12 @@ class IterationBench:
             prefill_chunk_tokens=0,
             prefix_cache=False,
         )
+
+
+def _weight_bytes(weights: Stored, files: ModelFiles, spec: ModelSpec) -> int:
+    """Of a number in a matrix as it is kept. What GGUF packs is in no other type once it is unpacked."""
+    fits_bf16 = files.format != "gguf" and spec.dtype == "bf16"
+    return {"exact": 2 if fits_bf16 else 4, "bf16": 2, "int8": 1}[weights]
 
 
 def _medians(seconds: list[dict[str, float]]) -> dict[str, float]:

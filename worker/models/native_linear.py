@@ -79,7 +79,7 @@ class NativeLinear:
         if layout == Layout.INT8_QUADS:
             values = _side_by_side(values, 4, library.linear_slice()) ^ -128  # as unsigned numbers, 128 more
         elif layout == Layout.BF16:
-            values = values.unflatten(2, (2, width)).transpose(2, 3).contiguous()
+            values = values.view(*values.shape[:2], 2, width).transpose(2, 3).contiguous()
         elif layout in (Layout.INT8, Layout.BF16_PAIRS):
             values = _side_by_side(values, 2, library.linear_slice())
         scales = None if matrix.scales is None else panels(matrix.scales)
