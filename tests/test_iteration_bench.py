@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tiny_model import write_tiny_model
 
+from common.config import Stored
 from launch.bench.iteration import IterationBench, Watch
 from launch.bench.limits import Limits
 from worker.models.native_layers import PARTS
@@ -33,6 +34,13 @@ def test_the_bound_reads_keys_and_values_as_they_are_kept(
     bench = IterationBench(model=str(write_tiny_model(tmp_path)), threads=1, **options)
     bounds = bench._bounds(Limits(1.0, 1.0))
     assert bounds.kv_bytes == bounds.spec.kv_bytes_per_token(bounds.spec.num_layers, number_bytes)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize(("weights", "number_bytes"), [("exact", 4), ("bf16", 2), ("int8", 1)])
+def test_the_bound_reads_matrices_as_they_are_kept(tmp_path: Path, weights: Stored, number_bytes: int) -> None:
+    bench = IterationBench(model=str(write_tiny_model(tmp_path)), threads=1, weights=weights)
+    assert bench._bounds(Limits(1.0, 1.0)).weight_bytes == number_bytes
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")

@@ -1,5 +1,6 @@
 """Our stages against transformers' models: tiny ones, random weights, every variant of every family."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from common.spec_reader import read_spec
 from common.topology import Stage, partition
 from worker.models.load import load_stage
 from worker.models.stage_model import StageModel
+from worker.models.stored_matrix import StoredMatrix
 
 IDS = [3, 17, 42, 5, 88, 23, 61, 7, 90, 11, 54, 32, 2, 77, 19, 64, 8, 29, 70, 41]
 SIZE = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -129,6 +131,26 @@ def test_half_precision_gives_fp32_logits_close_to_the_full_ones(case: Case, nam
     half, full = run(files, 2, [IDS], torch.bfloat16), run(files, 2, [IDS])
     assert half.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(half, full, dim=-1).min() > 0.999
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
+@pytest.mark.parametrize("name", ["llama-tied", "llama-untied", "opt-350m", "gpt2"])
+def test_a_checkpoint_of_16_bits_is_computed_exactly_as_its_numbers_in_fp32(
+    case: Case, name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = case(name)
+    copy.deepcopy(model).to(dtype).save_pretrained(tmp_path)
+    files = locate(str(tmp_path))
+    found = run(files, 2, [IDS, [1, 2]])
+    monkeypatch.setattr(StoredMatrix, "narrowed", lambda self, dtypes=(): self)
+    assert torch.equal(found, run(files, 2, [IDS, [1, 2]]))
+
+
+def test_an_embedding_of_its_own_is_kept_in_16_bits_that_have_its_numbers(case: Case, tmp_path: Path) -> None:
+    model, _ = case("llama-untied")
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path)
+    stage = load(locate(str(tmp_path)), Stage(0, 1, range(4)))
+    assert stage.embedding.tokens.__self__.values.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.config import Stored
 from worker.models import native_linear
 from worker.models.linear import GatedLinear, Linear, NormedLinear, PlainLinear
-from worker.models.native_linear import Layout, NativeLinear
+from worker.models.native_linear import Layout, NativeLinear, layout_of
 from worker.models.rms_norm import RmsNorm
 from worker.models.stored_matrix import GROUP, StoredMatrix
 from worker.native.library import open_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
-STORED = ["exact", "bf16", "int8"]
+STORED = ["exact", "exact, of bf16", "exact, of fp16", "bf16", "int8"]
 ROWS = [1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 16, 100, 300]
 SHAPES = [(1, 1), (5, 3), (16, 32), (40, 33), (100, 64), (300, 700)]  # out, in
 
@@ -32,8 +31,13 @@ def pack(matrix: StoredMatrix, bias: torch.Tensor | None = None, **options: obje
     return NativeLinear.pack(library, matrix, bias, **options)
 
 
-def matrix_of(out: int, ins: int, stored: Stored) -> StoredMatrix:
-    return StoredMatrix.of(torch.randn(out, ins, generator=torch.Generator().manual_seed(1)), stored)
+def matrix_of(out: int, ins: int, stored: str) -> StoredMatrix:
+    numbers = torch.randn(out, ins, generator=torch.Generator().manual_seed(1))
+    if stored == "exact, of bf16":
+        return StoredMatrix.of(numbers.bfloat16().float(), "exact")
+    if stored == "exact, of fp16":
+        return StoredMatrix.of(numbers.half().float(), "exact")
+    return StoredMatrix.of(numbers, stored)
 
 
 def lies_as(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,16 +46,16 @@ def lies_as(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_close(
-    stored: Stored, product: Linear, expected: Linear, x: torch.Tensor, add: torch.Tensor | None = None
+    stored: str, product: Linear, expected: Linear, x: torch.Tensor, add: torch.Tensor | None = None
 ) -> None:
     # int8 keeps 16 bits of a row's numbers; bf16 8, where the CPU has AMX.
-    rtol, atol = {"exact": (1e-5, 5e-4), "bf16": (2e-2, 0.5), "int8": (1e-4, 1e-2)}[stored]
+    rtol, atol = {"bf16": (2e-2, 0.5), "int8": (1e-4, 1e-2)}.get(stored, (1e-5, 5e-4))
     torch.testing.assert_close(product(x, add), expected(x, add), rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize(("out", "ins"), SHAPES)
-def test_it_equals_the_plain_product(out: int, ins: int, stored: Stored) -> None:
+def test_it_equals_the_plain_product(out: int, ins: int, stored: str) -> None:
     matrix, bias, norm = matrix_of(out, ins, stored), torch.randn(out), RmsNorm(torch.rand(ins), 1e-5)
     plain, with_bias = PlainLinear(matrix.unpacked()), PlainLinear(matrix.unpacked(), bias)
     for rows in ROWS:
@@ -63,7 +67,7 @@ def test_it_equals_the_plain_product(out: int, ins: int, stored: Stored) -> None
 
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("out", [1, 8, 20, 100])
-def test_a_gated_product_equals_the_plain_one(out: int, stored: Stored) -> None:
+def test_a_gated_product_equals_the_plain_one(out: int, stored: str) -> None:
     matrix, bias = matrix_of(2 * out, 40, stored), torch.randn(2 * out)
     gated = GatedLinear(PlainLinear(matrix.unpacked(), bias), F.silu)
     for rows in ROWS:
@@ -93,7 +97,7 @@ def test_a_gate_that_is_very_open_or_shut_is_neither_nan_nor_infinite() -> None:
 
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize(("out", "ins"), SHAPES)
-def test_a_rows_numbers_are_the_same_bits_in_any_batch(out: int, ins: int, stored: Stored) -> None:
+def test_a_rows_numbers_are_the_same_bits_in_any_batch(out: int, ins: int, stored: str) -> None:
     product = pack(matrix_of(out, ins, stored), torch.randn(out), norm=RmsNorm(torch.rand(ins), 1e-5))
     x = torch.randn(max(ROWS), ins)
     together = product(x)
@@ -102,23 +106,41 @@ def test_a_rows_numbers_are_the_same_bits_in_any_batch(out: int, ins: int, store
         assert torch.equal(product(x[-rows:]), together[-rows:])
 
 
-def test_bf16_without_amx_multiplies_like_its_fp32_numbers_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = matrix_of(100, 70, "bf16")
-    lies_as(Layout.FP32, monkeypatch)
-    monkeypatch.setattr(StoredMatrix, "narrowed", lambda self: self)
-    exact = pack(StoredMatrix(matrix.unpacked()))
-    lies_as(Layout.BF16, monkeypatch)
-    rounded = pack(matrix)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("out", "ins"), [(100, 70), (48, 1), (2, 300)])
+def test_16_bits_are_multiplied_like_their_fp32_numbers_to_the_bit(
+    out: int, ins: int, gated: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StoredMatrix, "narrowed", lambda self, dtypes: self)
+    narrow = StoredMatrix(matrix_of(out, ins, "exact").values.to(dtype))
+    exact, product = pack(StoredMatrix(narrow.unpacked()), gated=gated), pack(narrow, gated=gated)
+    assert (exact.number_bytes, product.number_bytes) == (4, 2)
+    ids = torch.arange(out // 2)
+    assert torch.equal(product.columns(ids), exact.columns(ids))
     for rows in ROWS:
-        x = torch.randn(rows, 70)
-        assert torch.equal(rounded(x), exact(x))
+        x = torch.randn(rows, ins)
+        assert torch.equal(product(x), exact(x))
 
 
-def test_exact_numbers_that_fit_in_bf16_are_kept_in_it_and_never_multiplied_by_amx() -> None:
-    fits = matrix_of(100, 70, "exact").values.bfloat16().float()
-    assert pack(StoredMatrix.of(fits, "exact")).parameters.type == Layout.BF16
-    fits[99, 69] = 1 + 2**-20
-    assert pack(StoredMatrix.of(fits, "exact")).parameters.type == Layout.FP32
+def test_exact_numbers_are_kept_in_16_bits_that_have_them_all() -> None:
+    library, numbers = open_library(), matrix_of(100, 70, "exact").values
+    assert library is not None
+    assert pack(StoredMatrix.of(numbers.bfloat16().float(), "exact")).parameters.type == Layout.BF16
+    fp16 = Layout.FP16 if library.linear_fp16() else Layout.FP32
+    assert pack(StoredMatrix.of(numbers.half().float(), "exact")).parameters.type == fp16
+    numbers = numbers.half().float()
+    numbers[99, 69] = 1 + 2**-20
+    assert pack(StoredMatrix.of(numbers, "exact")).parameters.type == Layout.FP32
+
+
+def test_amx_multiplies_what_was_rounded_and_nothing_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = open_library()
+    assert library is not None
+    monkeypatch.setattr(library, "linear_amx", lambda: True)
+    numbers = torch.ones(2, 2)
+    assert layout_of(StoredMatrix.of(numbers, "bf16"), library) == Layout.BF16_PAIRS
+    assert layout_of(StoredMatrix.of(numbers, "exact").narrowed(), library) == Layout.BF16
 
 
 def test_bf16_by_amx_multiplies_rows_rounded_to_bf16() -> None:
@@ -166,7 +188,7 @@ def test_the_number_of_threads_does_not_change_a_bit() -> None:
 
 
 @pytest.mark.parametrize("stored", STORED)
-def test_columns_are_rows_of_the_matrix(stored: Stored) -> None:
+def test_columns_are_rows_of_the_matrix(stored: str) -> None:
     matrix = matrix_of(100, 70, stored)
     ids = torch.tensor([0, 99, 5, 5, 16, 15])
     assert torch.equal(pack(matrix).columns(ids), matrix.unpacked()[ids])
@@ -174,7 +196,7 @@ def test_columns_are_rows_of_the_matrix(stored: Stored) -> None:
 
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
-def test_what_is_no_number_stays_in_its_row(stored: Stored, number: float) -> None:
+def test_what_is_no_number_stays_in_its_row(stored: str, number: float) -> None:
     product, x = pack(matrix_of(20, 40, stored)), torch.randn(9, 40)
     expected = product(x)
     x[4, 7] = number

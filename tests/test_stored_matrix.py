@@ -11,22 +11,37 @@ def test_an_exact_matrix_is_the_matrix() -> None:
     assert StoredMatrix.of(weight, "exact").unpacked() is weight
 
 
-@pytest.mark.parametrize("number", [0.0, -0.0, 1.5, 2.0**-126, 3.3895e38, torch.inf])
-def test_exact_numbers_that_bf16_has_are_kept_in_it(number: float) -> None:
-    weight = torch.randn(4, 40).bfloat16().float()
-    weight[3, 39] = torch.tensor(number).bfloat16()
+@pytest.mark.parametrize(
+    ("number", "dtype"),
+    [
+        (0.0, torch.bfloat16),
+        (-0.0, torch.bfloat16),
+        (2.0**-126, torch.bfloat16),
+        (torch.inf, torch.bfloat16),
+        (1 + 2**-8, torch.half),
+        (65504.0, torch.half),
+        (1023 * 2.0**-24, torch.half),
+    ],
+)
+def test_exact_numbers_are_kept_in_the_16_bits_that_have_them(number: float, dtype: torch.dtype) -> None:
+    weight = torch.zeros(4, 40)
+    weight[3, 39] = number
     narrowed = StoredMatrix.of(weight, "exact").narrowed()
-    assert narrowed.values.dtype == torch.bfloat16
+    assert narrowed.values.dtype == dtype
     assert narrowed.exact
     assert torch.equal(narrowed.unpacked().view(torch.int32), weight.view(torch.int32))
 
 
-@pytest.mark.parametrize("number", [1 + 2**-8, 1 + 2**-23, 2.0**-149, 3.4e38])
-def test_one_number_that_bf16_lacks_keeps_a_matrix_in_fp32(number: float) -> None:
+@pytest.mark.parametrize("number", [1 + 2**-11, 1 + 2**-23, 65505.0, 3.4e38, torch.nan])
+def test_one_number_that_no_16_bits_have_keeps_a_matrix_in_fp32(number: float) -> None:
     weight = torch.zeros(4, 40)
     weight[3, 39] = number
-    matrix = StoredMatrix.of(weight, "exact")
-    assert matrix.narrowed() is matrix
+    assert StoredMatrix.of(weight, "exact").narrowed().values is weight
+
+
+def test_a_matrix_of_which_no_type_has_all_numbers_stays_in_fp32() -> None:
+    weight = torch.tensor([[1 + 2**-8, 2.0**-100]])  # fp16 has the one, bf16 the other
+    assert StoredMatrix.of(weight, "exact").narrowed().values is weight
 
 
 def test_bf16_keeps_eight_bits_of_every_number() -> None:

@@ -15,8 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.config import Config, KvDtype, Stored
-from common.model_files import ModelFiles, locate
-from common.model_spec import ModelSpec
+from common.model_files import locate
 from common.records import Result, decode_order, decode_report, encode
 from common.spec_reader import read_spec
 from gateway.generation import Generation
@@ -140,11 +139,11 @@ class IterationBench:
         from worker.device import HostShare, place  # noqa: PLC0415
         from worker.kv_cache import block_bytes  # noqa: PLC0415
 
-        files = locate(self.model)
-        spec = read_spec(files)
-        placement = place(self._config(1, self.context), spec, HostShare())
-        kv_bytes = block_bytes(spec, spec.num_layers, 1, placement.kv_dtype)
-        return Bounds(limits, spec, _weight_bytes(self.weights, files, spec), kv_bytes)
+        spec, config = read_spec(locate(self.model)), self._config(1, self.context)
+        kv_bytes = block_bytes(spec, spec.num_layers, 1, place(config, spec, HostShare()).kv_dtype)
+        weight_bytes: list[int] = []
+        open_stage(config, 1, lambda model: weight_bytes.append(_weight_bytes(model)))
+        return Bounds(limits, spec, weight_bytes[0], kv_bytes)
 
     def _measure_prompt(self) -> float:
         """Seconds that the iteration with the whole of a prompt takes."""
@@ -204,10 +203,11 @@ class IterationBench:
         )
 
 
-def _weight_bytes(weights: Stored, files: ModelFiles, spec: ModelSpec) -> int:
-    """Of a number in a matrix as it is kept. What GGUF packs is in no other type once it is unpacked."""
-    fits_bf16 = files.format != "gguf" and spec.dtype == "bf16"
-    return {"exact": 2 if fits_bf16 else 4, "bf16": 2, "int8": 1}[weights]
+def _weight_bytes(model: Any) -> int:
+    """Of a number in the head's matrix as it is kept: those of the layers are kept alike."""
+    head = model.head.vocabulary
+    head = getattr(head, "product", head)  # of normed rows
+    return int(head.number_bytes if hasattr(head, "number_bytes") else head.weight.dtype.itemsize)
 
 
 def _medians(seconds: list[dict[str, float]]) -> dict[str, float]:

@@ -93,7 +93,9 @@ def load_ends(
     if isinstance(head, NativeLinear) and spec.tied_embeddings:
         return head.columns, head
     assert embedding is not None
-    return StoredMatrix.of(embedding, weights.stored).narrowed().rows, head
+    stored = StoredMatrix.of(embedding, weights.stored)
+    is_heads = spec.tied_embeddings and stage.is_last  # in memory that the head needs anyway
+    return (stored if is_heads else stored.narrowed()).rows, head
 
 
 def reported(layers: range, progress: Progress) -> Iterator[int]:

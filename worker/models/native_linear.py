@@ -1,9 +1,9 @@
 """Products by the native kernel, native/linear.c: its layout of a matrix, and calling it.
 
-A row's product has the same bits in any batch. bf16 is only how the matrix is stored: the product is that with the fp32
-matrix of the same numbers, to the bit, so an exact one whose numbers fit in bf16 is stored in it. AMX, where a CPU has
-it, serves those that were rounded to bf16, and rounds the rows that they meet, too. int8 meets rows that are rounded to
-16 bits in each group of inputs.
+A row's product has the same bits in any batch. bf16 and fp16 are only how the matrix is stored: the product is that
+with the fp32 matrix of the same numbers, to the bit, so an exact one whose numbers fit in either is stored in it. AMX,
+where a CPU has it, serves those that were rounded to bf16, and rounds the rows that they meet, too. int8 meets rows
+that are rounded to 16 bits in each group of inputs.
 """
 
 import ctypes
@@ -24,9 +24,10 @@ class Layout(IntEnum):
 
     FP32 = 0
     BF16 = 1
-    INT8 = 2
-    INT8_QUADS = 3  # for CPUs that multiply four times 8 bits at once
-    BF16_PAIRS = 4  # for AMX
+    FP16 = 2
+    INT8 = 3
+    INT8_QUADS = 4  # for CPUs that multiply four times 8 bits at once
+    BF16_PAIRS = 5  # for AMX
 
 
 class Parameters(ctypes.Structure):
@@ -56,6 +57,11 @@ class NativeLinear:
     _address: int
     _owners: tuple[Tensor | None, ...]  # of the memory that the parameters point to
 
+    @property
+    def number_bytes(self) -> int:
+        """Of a number in the matrix as it is stored."""
+        return {Layout.FP32: 4, Layout.INT8: 1, Layout.INT8_QUADS: 1}.get(Layout(self.parameters.type), 2)
+
     @classmethod
     def pack(
         cls,
@@ -68,18 +74,15 @@ class NativeLinear:
     ) -> "NativeLinear":
         """matrix: [out, in]; gated: [2 * out, in], the gates first, whose activation is SiLU. bias: fp32 [rows]."""
         assert library.linear_group() == GROUP
-        width = library.linear_width()
+        matrix = _narrowed(matrix, library)
+        layout, width = layout_of(matrix, library), library.linear_width()
 
         def panels(rows: Tensor) -> Tensor:
-            return _gated_panels(rows, width) if gated else _panels(rows, 2 * width)
+            return _panels(rows, width, gated)
 
-        matrix = matrix.narrowed()
-        layout = layout_of(matrix, library)
-        values = panels(matrix.values)
+        values = _panels(matrix.values, width, gated, mixed=layout == Layout.BF16)
         if layout == Layout.INT8_QUADS:
             values = _side_by_side(values, 4, library.linear_slice()) ^ -128  # as unsigned numbers, 128 more
-        elif layout == Layout.BF16:
-            values = values.view(*values.shape[:2], 2, width).transpose(2, 3).contiguous()
         elif layout in (Layout.INT8, Layout.BF16_PAIRS):
             values = _side_by_side(values, 2, library.linear_slice())
         scales = None if matrix.scales is None else panels(matrix.scales)
@@ -111,6 +114,11 @@ class NativeLinear:
         return out
 
 
+def _narrowed(matrix: StoredMatrix, library: ctypes.CDLL) -> StoredMatrix:
+    library.linear_fp16.restype = ctypes.c_bool
+    return matrix.narrowed([torch.bfloat16, torch.half] if library.linear_fp16() else [torch.bfloat16])
+
+
 def layout_of(matrix: StoredMatrix, library: ctypes.CDLL) -> Layout:
     """What this CPU multiplies fastest."""
     dtype = matrix.values.dtype
@@ -118,6 +126,8 @@ def layout_of(matrix: StoredMatrix, library: ctypes.CDLL) -> Layout:
         question.restype = ctypes.c_bool
     if dtype == torch.int8:
         return Layout.INT8_QUADS if library.linear_quads() else Layout.INT8
+    if dtype == torch.half:
+        return Layout.FP16
     if dtype == torch.bfloat16:
         return Layout.BF16_PAIRS if library.linear_amx() and not matrix.exact else Layout.BF16
     return Layout.FP32
@@ -130,10 +140,18 @@ def _functions(library: ctypes.CDLL) -> tuple[Callable[..., None], Callable[...,
     return library.linear, library.linear_columns
 
 
-def _panels(rows: Tensor, width: int) -> Tensor:
-    """[out, n] as [panels, n, width], padded with zeros."""
-    padded = _padded(rows, -len(rows) % width)
-    return padded.view(-1, width, rows.shape[1]).transpose(1, 2).contiguous()
+def _panels(rows: Tensor, width: int, gated: bool, *, mixed: bool = False) -> Tensor:
+    """[out, n] as [panels, n, 2 * width], padded with zeros; gated: [2 * out, n], in every panel `width` gates first.
+
+    mixed: the two halves of a panel's columns in turn.
+    """
+    ins = rows.shape[1]
+    if gated:
+        halves = rows.view(2, -1, ins)
+        vectors = _padded(halves, -halves.shape[1] % width).view(2, -1, width, ins).transpose(0, 1)
+    else:
+        vectors = _padded(rows, -len(rows) % (2 * width)).view(-1, 2, width, ins)
+    return vectors.permute(0, 3, *((2, 1) if mixed else (1, 2))).flatten(2).contiguous()
 
 
 def _side_by_side(panels: Tensor, count: int, slice_inputs: int) -> Tensor:
@@ -145,9 +163,3 @@ def _side_by_side(panels: Tensor, count: int, slice_inputs: int) -> Tensor:
 def _padded(x: Tensor, rows: int) -> Tensor:
     """With so many rows of zeros in the last but one dimension. No copy where there are none: matrices are large."""
     return F.pad(x, (0, 0, 0, rows)) if rows else x
-
-
-def _gated_panels(rows: Tensor, width: int) -> Tensor:
-    """[2 * out, n] as [panels, n, 2 * width]: in every panel `width` gates, then as many that they gate."""
-    halves = [_panels(half, width) for half in rows.chunk(2)]
-    return torch.cat(halves, 2)

@@ -1,5 +1,6 @@
 """A matrix as it is kept in memory: exact, in as few bytes as that takes, or smaller and rounded."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,11 +37,15 @@ class StoredMatrix:
         values, scales = zip(*map(_rounded, torch.split(weight, _ROWS_AT_ONCE)), strict=True)
         return cls(torch.cat(values), torch.cat(scales), weight.dtype, exact=False)
 
-    def narrowed(self) -> "StoredMatrix":
-        """The same numbers, in bf16 if it has all of them: most checkpoints are published in it."""
-        if self.values.dtype != torch.float or not all(map(_fits_bf16, torch.split(self.values, _ROWS_AT_ONCE))):
+    def narrowed(self, dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.half)) -> "StoredMatrix":
+        """The same numbers in the first of `dtypes` that has all of them: most checkpoints are published in one.
+
+        What fits in none stays as it is, and so does what is not fp32.
+        """
+        if self.values.dtype != torch.float:
             return self
-        return replace(self, values=self.values.bfloat16())
+        fitting = (dtype for dtype in dtypes if _fits(self.values, dtype))
+        return replace(self, values=self.values.to(next(fitting, torch.float)))
 
     def rows(self, ids: Tensor) -> Tensor:
         """What the rows `ids`, [count], stand for."""
@@ -56,9 +61,9 @@ class StoredMatrix:
         return (self.values * scales).to(self.dtype)
 
 
-def _fits_bf16(rows: Tensor) -> bool:
-    """bf16 is the upper half of fp32."""
-    return not (rows.view(torch.int32) & 0xFFFF).any()
+def _fits(rows: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `dtype` has all of these numbers."""
+    return all(torch.equal(some.to(dtype).float(), some) for some in torch.split(rows, _ROWS_AT_ONCE))
 
 
 def _rounded(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,10 @@ __attribute__((constructor)) static void ask_for_amx(void) {
 // Two vectors of fp32 as one of bf16.
 INLINE __m512i bf16_of(Vec first, Vec second) { return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
 
+INLINE Vec from_bf16(const uint16_t *x) {  // bf16 is the upper half of fp32
+    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
+}
+
 // rows: of the tiles of rows, and of sums. matrices: a bit for every tile of a matrix, which has as many as there are.
 static void configure_amx(int64_t rows, int matrices) {
     const int64_t wanted = rows << 8 | matrices;

@@ -5,16 +5,19 @@
 #include "vectors.h"
 
 #if defined(__F16C__) && !defined(WIDE)
+#define WIDENS_FP16 true
 INLINE Vec from_fp16(const uint16_t *x) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)x)); }
 INLINE void store_fp16(Vec x, uint16_t *to) {
     _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 #elif defined(WIDE)
+#define WIDENS_FP16 true
 INLINE Vec from_fp16(const uint16_t *x) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)x)); }
 INLINE void store_fp16(Vec x, uint16_t *to) {
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
+#define WIDENS_FP16 false
 // Bit by bit, as a CPU without fp16 needs it: compilers have no type for it everywhere.
 INLINE Vec from_fp16(const uint16_t *x) {
     Ints bits;

@@ -1,11 +1,11 @@
-// Products of rows with a matrix that is stored as fp32, bf16 or int8. Called by worker/models/native_linear.py, which
-// holds the same struct; worker/models/linear.py has the same in torch.
+// Products of rows with a matrix that is stored as fp32, bf16, fp16 or int8. Called by worker/models/native_linear.py,
+// which holds the same struct; worker/models/linear.py has the same in torch.
 //
 // The matrix lies in panels of PANEL columns, [panels][ins][PANEL]: what a tile needs of it follows one another. Every
 // number is summed from the first input to the last, however many rows, columns and threads compute at once: a row's
 // product has the same bits in any batch.
 //
-// fp32 and bf16 are multiplied in fp32. Of bf16 a panel's first and second WIDTH columns lie side by side,
+// fp32, bf16 and fp16 are multiplied in fp32. Of bf16 a panel's first and second WIDTH columns lie side by side,
 // [panels][ins][WIDTH][2].
 //
 // To meet int8 a row is rounded itself, to 16 bits with a scale for every group of inputs; products are summed as
@@ -14,7 +14,8 @@
 // multiply four times 8 bits at once, [panels][ins / 4][PANEL][4], with 128 added to each weight. The numbers are the
 // same, to the bit.
 //
-// Where a CPU has AMX it multiplies bf16, whose panels are [panels][ins / 2][PANEL][2] then, and several rows of int8.
+// Where a CPU has AMX it multiplies what was rounded to bf16, with panels [panels][ins / 2][PANEL][2], and several rows
+// of int8.
 #include <stdlib.h>
 
 #include "amx_bf16.h"
@@ -28,6 +29,7 @@ enum { AMX_CHUNK_NUMBERS = 1 << 18 };  // of 16 bits; the CPUs that have AMX hav
 int64_t linear_width(void) { return WIDTH; }
 int64_t linear_group(void) { return GROUP; }
 int64_t linear_slice(void) { return SLICE; }
+bool linear_fp16(void) { return WIDENS_FP16; }
 bool linear_quads(void) { return QUADS; }
 bool linear_amx(void) { return has_amx; }
 
@@ -196,7 +198,7 @@ int64_t linear_memory(const Linear *l, int64_t rows) {
 static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to) {
     const int64_t ins = l->ins, groups = groups_of(l);
     const bool in_tiles = by_amx(l, rows);
-    if (!l->norm && (l->type == FP32 || l->type == BF16)) {
+    if (!l->norm && multiplies_fp32(l)) {
 #pragma omp barrier
         return (Input){.exact = x};
     }
@@ -274,6 +276,7 @@ INLINE float number(const Linear *l, Panel panel, int64_t k, int64_t column) {
     switch (l->type) {
         case FP32: return ((const float *)panel.matrix)[at];
         case BF16: return from_one_bf16(((const uint16_t *)panel.matrix)[in_columns]);
+        case FP16: return from_fp16((const uint16_t *)panel.matrix + at - column % WIDTH)[column % WIDTH];
         case BF16_PAIRS: return from_one_bf16(((const uint16_t *)panel.matrix)[in_pairs]);
         case INT8_QUADS: return (((const uint8_t *)panel.matrix)[(k / 4 * PANEL + column) * 4 + k % 4] - 128) * *scales;
         default: return ((const int8_t *)panel.matrix)[in_pairs] * *scales;

@@ -7,7 +7,7 @@
 
 #include "sharing.h"
 
-enum Type { FP32, BF16, INT8, INT8_QUADS, BF16_PAIRS };
+enum Type { FP32, BF16, FP16, INT8, INT8_QUADS, BF16_PAIRS };
 
 typedef struct {
     int64_t ins, outs, type, gated, threads;

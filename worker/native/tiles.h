@@ -2,13 +2,13 @@
 #ifndef SKIPJOIN_TILES_H
 #define SKIPJOIN_TILES_H
 
+#include "fp16.h"
 #include "linear.h"
-#include "vectors.h"
 
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
 enum { MOST_QUAD_ROWS = 6 };  // of quads, whose sums come as two halves
 enum { GROUP = 256 };  // inputs that share a scale in int8, the last ones perhaps with fewer
-enum { SLICE = 64 };   // to whole ones of which inputs are padded, but for fp32 and plain bf16; AMX multiplies one at once
+enum { SLICE = 64 };   // to whole ones of which inputs are padded for int8 and AMX, which multiplies one at once
 enum { STEP = 32 };    // inputs of bf16 that AMX multiplies at once
 
 // A column's sum in a group, of weights with 128 added to them and a row's integers of 16 bits, fits 32 bits.
@@ -33,6 +33,7 @@ typedef struct {  // numbers of 16 bits, 256 * high + low
     int8_t high[SLICE], low[SLICE];
 } Halves;
 
+INLINE bool multiplies_fp32(const Linear *l) { return l->type == FP32 || l->type == BF16 || l->type == FP16; }
 INLINE bool rounds_rows(const Linear *l) { return l->type == INT8 || l->type == INT8_QUADS; }
 
 INLINE int64_t groups_of(const Linear *l) { return ratio_up(l->ins, GROUP); }
@@ -49,7 +50,7 @@ INLINE Input input_from(const Linear *l, Input x, int64_t row) {
 
 // How often a tile's loop turns for one panel, and what it reads of it in a turn.
 INLINE int64_t turns_of(const Linear *l) {
-    if (l->type == FP32 || l->type == BF16) return l->ins;
+    if (multiplies_fp32(l)) return l->ins;
     return slices_of(l) * (l->type == BF16_PAIRS ? SLICE : SLICE / 2);
 }
 INLINE int64_t turn_bytes(const Linear *l) { return PANEL * (l->type == FP32 ? sizeof(float) : sizeof(uint16_t)); }
@@ -60,13 +61,16 @@ INLINE Panel panel_at(const Linear *l, int64_t panel) {
     return (Panel){(const char *)l->matrix + panel * panel_bytes(l), l->scales + panel * groups_of(l) * PANEL};
 }
 
-// An input's weights in a panel. Those of bf16 are the halves of integers, so that one instruction widens each vector.
+// An input's weights in a panel. Of bf16 those of two columns are halves of an integer, the first the lower one, so one
+// instruction widens a vector.
 INLINE void weights(enum Type type, const void *matrix, int64_t index, Vec *first, Vec *second) {
     if (type == FP32) {
         *first = from_floats((const float *)matrix + index), *second = from_floats((const float *)matrix + index + WIDTH);
+    } else if (type == FP16) {
+        *first = from_fp16((const uint16_t *)matrix + index), *second = from_fp16((const uint16_t *)matrix + index + WIDTH);
     } else {
         const Ints both = *(const Ints *)((const uint16_t *)matrix + index);
-        *first = (Vec)(both << 16), *second = (Vec)(both & -1 << 16);
+        *first = (Vec)(both << 16), *second = (Vec)(both & ~0xFFFF);
     }
 }
 
@@ -168,7 +172,7 @@ INLINE void multiply_quads(int rows, int panels, const Linear *l, Panel panel, I
 typedef void Tile(const Linear *, Panel, Input, Vec *, const char *, int64_t);
 typedef struct {
     int64_t rows, panels;
-    Tile *of[4];  // by type; quads need more registers, and have no tiles that are higher
+    Tile *of[5];  // by type; quads need more registers, and have no tiles that are higher
 } Shape;
 
 #define TILE(type, rows, panels)                                                                     \
@@ -178,12 +182,13 @@ typedef struct {
         else if (type == INT8_QUADS) multiply_quads(rows, panels, l, panel, x, sums, ahead, step);  \
         else multiply(type, rows, panels, l, panel, x, sums, ahead, step);                          \
     }
-#define TILES(rows, panels) TILE(FP32, rows, panels) TILE(BF16, rows, panels) TILE(INT8, rows, panels)
-#define SHAPE(rows, panels) \
-    {rows, panels, {tile_FP32_##rows##_##panels, tile_BF16_##rows##_##panels, tile_INT8_##rows##_##panels}}
-#define LOW_SHAPE(rows, panels)                                                                                \
-    {rows, panels, {tile_FP32_##rows##_##panels, tile_BF16_##rows##_##panels, tile_INT8_##rows##_##panels,     \
-                    tile_INT8_QUADS_##rows##_##panels}}
+#define TILES(rows, panels) \
+    TILE(FP32, rows, panels) TILE(BF16, rows, panels) TILE(FP16, rows, panels) TILE(INT8, rows, panels)
+#define OF(rows, panels)                                                                                 \
+    tile_FP32_##rows##_##panels, tile_BF16_##rows##_##panels, tile_FP16_##rows##_##panels, \
+        tile_INT8_##rows##_##panels
+#define SHAPE(rows, panels) {rows, panels, {OF(rows, panels)}}
+#define LOW_SHAPE(rows, panels) {rows, panels, {OF(rows, panels), tile_INT8_QUADS_##rows##_##panels}}
 
 // At least eight sums hide how long an addition takes: the fewer rows, the more panels at once.
 TILES(1, 1) TILES(1, 4) TILES(2, 1) TILES(2, 2) TILES(3, 1) TILES(4, 1) TILES(5, 1) TILES(6, 1)

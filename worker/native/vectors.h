@@ -19,7 +19,6 @@ enum { WIDTH = 8 };
 #endif
 typedef float Vec __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-typedef uint16_t Bf16s __attribute__((vector_size(2 * WIDTH), aligned(2), may_alias));
 typedef int8_t Bytes __attribute__((vector_size(2 * WIDTH), aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
@@ -42,13 +41,6 @@ INLINE Vec larger(Vec a, Vec b) { return chosen(a < b, b, a); }
 #endif
 
 INLINE Vec from_floats(const float *x) { return *(const Vec *)x; }
-INLINE Vec from_bf16(const uint16_t *x) {  // bf16 is the upper half of fp32
-#if defined(WIDE)  // gcc 12 makes convertvector of halves
-    return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
-#else
-    return (Vec)(__builtin_convertvector(*(const Bf16s *)x, Ints) << 16);
-#endif
-}
 
 // Integers of 16 bits, two beside each other for every number of a Vec.
 typedef int16_t Pairs __attribute__((vector_size(4 * WIDTH), aligned(2), may_alias));

@@ -1,4 +1,4 @@
-"""The embedded model in the form that other servers read: a Hugging Face directory, in bf16."""
+"""The embedded model in the form that most servers read: a Hugging Face directory, in bf16."""
 
 import json
 from dataclasses import dataclass
