@@ -10,7 +10,7 @@ Role = Literal["gateway", "worker", "spare"]
 
 GATEWAY_RANK = 0
 # Time in which the head works as much as its weight says. In the rest prompts are computed: of them it sees the last
-# token only. By throughput with 32 clients, on a CPU without AMX: docs/performance.md.
+# token only. By throughput with 32 clients on a CPU without AMX; with it, it was not tried: docs/performance.md.
 _HEAD_SHARE = 0.5
 
 

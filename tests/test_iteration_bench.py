@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_model import write_tiny_model
 
 from common.config import Stored
@@ -41,6 +42,14 @@ def test_the_bound_reads_keys_and_values_as_they_are_kept(
 def test_the_bound_reads_matrices_as_they_are_kept(tmp_path: Path, weights: Stored, number_bytes: int) -> None:
     bench = IterationBench(model=str(write_tiny_model(tmp_path)), threads=1, weights=weights)
     assert bench._bounds(Limits(1.0, 1.0)).weight_bytes == number_bytes
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_bound_reads_half_of_exact_matrices_that_fit_in_16_bits(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path)
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(path / "model.safetensors").items()}
+    save_file(weights, path / "model.safetensors")
+    assert IterationBench(model=str(path), threads=1)._bounds(Limits(1.0, 1.0)).weight_bytes == 2
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")

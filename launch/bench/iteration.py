@@ -204,7 +204,7 @@ class IterationBench:
 
 
 def _weight_bytes(model: Any) -> int:
-    """Of a number in the head's matrix as it is kept: those of the layers are kept alike."""
+    """Of a number in the head's matrix as it is kept; taken as what the layers' have, too."""
     head = model.head.vocabulary
     head = getattr(head, "product", head)  # of normed rows
     return int(head.number_bytes if hasattr(head, "number_bytes") else head.weight.dtype.itemsize)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.model_spec import ModelSpec
 from common.topology import Stage
-from worker.models.linear import Linear
+from worker.models.linear import Linear, NormedLinear, PlainLinear
 from worker.models.load_linear import make_linear
 from worker.models.native_linear import NativeLinear
 from worker.models.rms_norm import RmsNorm
@@ -94,7 +94,8 @@ def load_ends(
         return head.columns, head
     assert embedding is not None
     stored = StoredMatrix.of(embedding, weights.stored)
-    is_heads = spec.tied_embeddings and stage.is_last  # in memory that the head needs anyway
+    product = head.product if isinstance(head, NormedLinear) else head
+    is_heads = spec.tied_embeddings and isinstance(product, PlainLinear)  # which keeps this very tensor
     return (stored if is_heads else stored.narrowed()).rows, head
 
 
