@@ -8,7 +8,7 @@ from typing import Protocol
 # A blocking MPI wait burns a core, so everybody polls, with a pause that grows while nothing comes.
 FIRST_PAUSE_S = 50e-6
 BUSY_PAUSE_S = 1e-3
-IDLE_PAUSE_S = 3e-3
+IDLE_PAUSE_S = 5e-3
 
 
 class ChannelError(RuntimeError):
