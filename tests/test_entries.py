@@ -8,11 +8,16 @@ from common.records import UNSEEN, Entry, Penalties, Sampling, Shaping
 from gateway.generation import Generation
 from gateway.scheduling.entries import entry_of
 from gateway.scheduling.job import Job
+from gateway.scheduling.turn import Share
 
 
 def entry(output: list[int] | None = None, **options: Any) -> Entry:
     job = Job(3, Generation(prompt=[1, 2], max_tokens=10, **options), arrival=0.0, output=output or [])
-    return entry_of(job, job.pending)
+    return entry_of(job, Share(job.pending, prefills=not output, gives=True))
+
+
+def chunk(job: Job, tokens: int) -> Entry:
+    return entry_of(job, Share(tokens, prefills=True, gives=tokens == job.pending))
 
 
 def test_an_ordinary_job_sends_nothing_that_is_rare() -> None:
@@ -22,7 +27,7 @@ def test_an_ordinary_job_sends_nothing_that_is_rare() -> None:
 
 def test_all_but_the_last_chunk_of_a_prompt_draw_nothing() -> None:
     job = Job(3, Generation(prompt=[1, 2, 3], max_tokens=10, presence_penalty=1.0, logprobs=1), arrival=0.0)
-    assert entry_of(job, 2) == Entry(3, 0, [1, 2], [], None, None, 1)
+    assert chunk(job, 2) == Entry(3, 0, [1, 2], [], None, None, 1)
 
 
 def test_penalties_travel_with_the_tokens_that_they_look_at() -> None:
@@ -57,17 +62,17 @@ def test_wanted_logprobs_are_asked_for() -> None:
 
 def test_the_prompts_tokens_are_scored_where_that_is_asked_for() -> None:
     job = Job(3, Generation(prompt=[1, 2, 3, 4], max_tokens=10, logprobs=1, prompt_logprobs=True), arrival=0.0)
-    assert (entry_of(job, 2).scored, entry_of(job, 4).scored) == ([2, 3], [2, 3, 4])
+    assert (chunk(job, 2).scored, chunk(job, 4).scored) == ([2, 3], [2, 3, 4])
     job.computed = 2
-    assert entry_of(job, 2).scored == [4]
+    assert chunk(job, 2).scored == [4]
     job.depart(2, gives=True)
-    assert entry_of(job, 1).scored == []
+    assert chunk(job, 1).scored == []
 
 
 def test_a_token_that_a_plan_in_flight_gives_is_computed_unseen() -> None:
     job = Job(3, Generation(prompt=[1, 2, 3, 4], max_tokens=10), arrival=0.0)
     job.depart(4, gives=True)
-    assert (entry_of(job, 1).start, entry_of(job, 1).tokens) == (4, [UNSEEN])
+    assert (chunk(job, 1).start, chunk(job, 1).tokens) == (4, [UNSEEN])
     job.land(4)
     job.output.append(5)
-    assert (entry_of(job, 1).start, entry_of(job, 1).tokens) == (4, [5])
+    assert (chunk(job, 1).start, chunk(job, 1).tokens) == (4, [5])

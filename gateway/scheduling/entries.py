@@ -1,22 +1,22 @@
 """A job's share of a plan as a record: what to compute, and how to draw the next token. Decides nothing."""
 
-from common.records import UNSEEN, Entry, Penalties, Sampling, Shaping
+from common.records import UNSEEN, Entry, Penalties, Shaping
 from gateway.generation import Generation
 from gateway.scheduling.job import Job
+from gateway.scheduling.turn import Share
 
 
-def entry_of(job: Job, count: int) -> Entry:
-    """The next `count` of the job's pending tokens; with the last of them it draws. Its constraint is ready."""
-    generation, start = job.generation, job.computed + job.coming
+def entry_of(job: Job, share: Share) -> Entry:
+    """The first of the job's pending tokens; with the last of them it draws. Its constraint is ready then."""
+    generation, start, count = job.generation, job.computed + job.coming, share.tokens
     tokens, blocks = job.tokens(start, start + count), list(job.device_blocks)
     if len(tokens) < count:
         tokens.append(UNSEEN)
     scored = generation.prompt[start + 1 :][:count] if generation.prompt_logprobs else []
-    if count < job.pending:  # not the last chunk
+    if not share.gives:
         return Entry(job.id, start, tokens, blocks, None, None, generation.logprobs, scored)
-    sampling = Sampling(generation.temperature, generation.top_p, generation.top_k, generation.min_p, generation.seed)
     shaping = _shaping(generation, job.output) if job.is_shaped else None
-    return Entry(job.id, start, tokens, blocks, sampling, shaping, generation.logprobs, scored)
+    return Entry(job.id, start, tokens, blocks, job.sampling, shaping, generation.logprobs, scored)
 
 
 def _shaping(generation: Generation, output: list[int]) -> Shaping | None:

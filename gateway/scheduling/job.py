@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from common.records import Logprobs
+from common.records import Logprobs, Sampling
 from gateway.generation import FinishReason, Generation, SchedulingTrace
 from gateway.scheduling.prefix_cache import Path
 
@@ -86,10 +86,12 @@ class Job:
     # Looked at many times in every turn, so kept rather than derived.
     context: int = field(init=False)  # tokens of prompt and output, with one for each that a plan in flight will give
     is_shaped: bool = field(init=False)  # more than the logits decides about its tokens
+    sampling: Sampling = field(init=False)
 
     def __post_init__(self) -> None:
         self.context = len(self.generation.prompt) + len(self.output)
         self.is_shaped = _is_shaped(self.generation)
+        self.sampling = _sampling(self.generation)
 
     def depart(self, tokens: int, *, gives: bool) -> None:
         """Be in a plan that computes so many tokens, and gives the next one or does not."""
@@ -177,6 +179,10 @@ class Job:
             decode_s=counts.decode_s,
             stalled_s=max(0.0, now - started_at - counts.prefill_s - counts.decode_s),
         )
+
+
+def _sampling(generation: Generation) -> Sampling:
+    return Sampling(generation.temperature, generation.top_p, generation.top_k, generation.min_p, generation.seed)
 
 
 def _is_shaped(generation: Generation) -> bool:

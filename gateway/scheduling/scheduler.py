@@ -28,7 +28,7 @@ from gateway.scheduling.policies.policy import Policy
 from gateway.scheduling.policies.srpt import ShortestRemainingFirst
 from gateway.scheduling.policies.static import StaticBatches
 from gateway.scheduling.queue import JobQueue, merge
-from gateway.scheduling.turn import Turn
+from gateway.scheduling.turn import Share, Turn
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -47,19 +47,11 @@ class Expected(msgspec.Struct, frozen=True):
     seconds: float  # that it should take at least
 
 
-class _Share(msgspec.Struct, frozen=True):
-    """What a plan computes of a job."""
-
-    tokens: int
-    prefills: bool
-    gives: bool  # the job's next token
-
-
 @dataclass(slots=True)
 class _InFlight:
     seq: int
     begun_at: float  # when it was planned, or had fewer plans before it than there are stages
-    batch: dict[Job, _Share]
+    batch: dict[Job, Share]
     moves: Moves
     crowded: bool  # somebody who would have run lacked memory
 
@@ -194,14 +186,11 @@ class Scheduler:
     def _order(self, turn: Turn, now: float, epoch: int) -> Plan | None:
         """Make a plan of a turn; None if there is nothing to do in it."""
         self._hold(turn.batch)
-        uploads, entries, batch = list[tuple[int, int]](), list[Entry](), dict[Job, _Share]()
-        for job, (count, prefills) in turn.batch.items():
+        uploads, entries = list[tuple[int, int]](), list[Entry]()
+        for job, share in turn.batch.items():
             uploads += self._start(job, now)
-            entry = entry_of(job, count)
-            gives = entry.sampling is not None
-            entries.append(entry)
-            batch[job] = _Share(count, prefills, gives)
-            job.depart(count, gives=gives)
+            entries.append(entry_of(job, share))
+            job.depart(share.tokens, gives=share.gives)
         moves = self._strategy.moves(turn, lambda: self._policy.outlook(self.queue, now))
         self._drop(moves.drop)
         self._hold(moves.upload)
@@ -212,7 +201,7 @@ class Scheduler:
             # What was just dropped made room for somebody. Ends: every round drops a job that was resident.
             return self.plan(now, epoch) if moves.drop else None
         self._seq += 1
-        self._flights.append(_InFlight(self._seq, now, batch, moves, crowded=bool(turn.blocked)))
+        self._flights.append(_InFlight(self._seq, now, turn.batch, moves, crowded=bool(turn.blocked)))
         return Plan(self._seq, epoch, entries, offloads, uploads, self._strategy.copies_first)
 
     def commit(self, result: Result, now: float) -> list[Outcome]:
@@ -293,9 +282,8 @@ class Scheduler:
 
     def _fit(self, job: Job, turn: Turn) -> None:
         missing = self.ledger.missing(job)  # looks up what the prefix cache has: its share is of the rest
-        prefills = job.prefills
-        share = turn.share(job, prefills=prefills)
-        if not share:
+        share = turn.share(job)
+        if not share.tokens:
             turn.cold_open = False  # in order: no later prompt overtakes one that must wait for tokens
         elif job.started_at is None and not self._strategy.may_start(job, missing, turn):
             turn.pass_over(job)
@@ -303,7 +291,7 @@ class Scheduler:
             turn.block(job, missing)
         else:
             job.passed_over = 0
-            turn.take(job, share, missing, prefills=prefills)
+            turn.take(job, share, missing)
 
     def _batch_limit(self) -> int:
         """With a pipeline, leave jobs for the other micro-batches: idle stages cost more than smaller batches."""
@@ -369,7 +357,7 @@ class Scheduler:
         return f"<Scheduler {self.queue!r}, {self.num_in_flight} in flight | {self.ledger!r}>"
 
 
-def _attribute(job: Job, share: _Share, elapsed_s: float) -> None:
+def _attribute(job: Job, share: Share, elapsed_s: float) -> None:
     job.counts.iterations += 1
     job.attained_s += elapsed_s
     if share.prefills:
