@@ -1,5 +1,9 @@
 """The records that cross between gateway and workers, and their codec. No pickle: msgpack arrays of known shape."""
 
+from array import array
+from collections.abc import Iterable
+from typing import Final
+
 import msgspec
 
 # ---------------------------------------------------------------------------- gateway to workers
@@ -38,13 +42,27 @@ UNSEEN = -1
 """In the place of a token that the iteration before will draw for the same job. Only one stage can know it in time."""
 
 
+BLOCK_CODE: Final = "i"
+"""Of block numbers that lie side by side, for array and numpy alike: 32 bits, in the machine's order."""
+
+
+def pack_blocks(blocks: Iterable[int]) -> bytes:
+    """For `Entry.blocks`: a long context has thousands of them, and every iteration needs them all."""
+    return array(BLOCK_CODE, blocks).tobytes()
+
+
+def unpack_blocks(packed: bytes) -> "memoryview[int]":
+    """The same numbers again, without a copy."""
+    return memoryview(packed).cast(BLOCK_CODE)
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One job's share of an iteration: `tokens` go into the slots from `start` on of the blocks in `blocks`."""
 
     job_id: int
     start: int  # tokens whose KV is in the blocks already
     tokens: list[int]  # ids; the last may be UNSEEN
-    blocks: list[int]  # device blocks of the whole context, enough for start + len(tokens) slots
+    blocks: bytes  # packed; device blocks of the whole context, enough for start + len(tokens) slots
     sampling: Sampling | None  # None: no token is wanted (all but the last chunk of a prompt)
     shaping: Shaping | None = None
     logprobs: int | None = None  # how many of the most likely tokens to name beside the drawn one; None: no logprobs

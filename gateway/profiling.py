@@ -11,7 +11,7 @@ import platformdirs
 
 from common.config import Config
 from common.model_files import ModelFiles
-from common.records import Entry, Plan, Ready, Sampling
+from common.records import Entry, Plan, Ready, Sampling, pack_blocks
 from gateway.pipeline import Pipeline
 from gateway.pools import Pools
 from gateway.scheduling.cost import Profile
@@ -118,7 +118,7 @@ class Profiler:
         blocks = -(-(point.start + point.tokens) // self._config.block_tokens)
         tokens = [(7919 * i) % self._vocab_size for i in range(point.tokens)]
         entries = [
-            Entry(job, point.start, tokens, list(range(job * blocks, (job + 1) * blocks)), _GREEDY)
+            Entry(job, point.start, tokens, pack_blocks(range(job * blocks, (job + 1) * blocks)), _GREEDY)
             for job in range(point.jobs)
         ]
         return Plan(0, 0, entries, [], [], False)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.config import Config
 from common.model_spec import ModelSpec
-from common.records import Entry, Sampling
+from common.records import Entry, Sampling, pack_blocks
 from common.topology import Stage
 from worker.device import Placement
 from worker.kv_cache import KvCache
@@ -133,7 +133,11 @@ class FakeJob:
         end = len(self.tokens) if count is None else self.done + count
         last = end == len(self.tokens)
         entry = Entry(
-            self.job_id, self.done, self.tokens[self.done : end], self.blocks, self.sampling if last else None
+            self.job_id,
+            self.done,
+            self.tokens[self.done : end],
+            pack_blocks(self.blocks),
+            self.sampling if last else None,
         )
         self.done = end
         return entry

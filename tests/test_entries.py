@@ -4,7 +4,7 @@ from typing import Any
 
 from fakes import FixedMask
 
-from common.records import UNSEEN, Entry, Penalties, Sampling, Shaping
+from common.records import UNSEEN, Entry, Penalties, Sampling, Shaping, pack_blocks
 from gateway.generation import Generation
 from gateway.scheduling.entries import entry_of
 from gateway.scheduling.job import Job
@@ -22,12 +22,12 @@ def chunk(job: Job, tokens: int) -> Entry:
 
 def test_an_ordinary_job_sends_nothing_that_is_rare() -> None:
     options = {"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "seed": 7}
-    assert entry(**options) == Entry(3, 0, [1, 2], [], Sampling(0.5, 0.9, 5, 0.1, 7), None, None)
+    assert entry(**options) == Entry(3, 0, [1, 2], pack_blocks([]), Sampling(0.5, 0.9, 5, 0.1, 7), None, None)
 
 
 def test_all_but_the_last_chunk_of_a_prompt_draw_nothing() -> None:
     job = Job(3, Generation(prompt=[1, 2, 3], max_tokens=10, presence_penalty=1.0, logprobs=1), arrival=0.0)
-    assert chunk(job, 2) == Entry(3, 0, [1, 2], [], None, None, 1)
+    assert chunk(job, 2) == Entry(3, 0, [1, 2], pack_blocks([]), None, None, 1)
 
 
 def test_penalties_travel_with_the_tokens_that_they_look_at() -> None:

@@ -4,13 +4,13 @@ import pytest
 import torch
 from fakes_worker import GREEDY
 
-from common.records import Entry, Shaping
+from common.records import Entry, Shaping, pack_blocks
 from worker.logprobs import RawDistribution, score
 from worker.sampler import sample
 
 
 def entry(logprobs: int | None, shaping: Shaping | None = None) -> Entry:
-    return Entry(0, 0, [0], [0], GREEDY, shaping, logprobs)
+    return Entry(0, 0, [0], pack_blocks([0]), GREEDY, shaping, logprobs)
 
 
 def test_nobody_pays_for_what_nobody_wants() -> None:
@@ -57,7 +57,7 @@ def test_tokens_that_are_there_already_are_scored_in_rows_of_bounded_number() ->
         return rows @ head
 
     tokens = [token % 50 for token in range(299)]  # nobody knows what follows the last one
-    scores = score(logits_of, hidden, Entry(0, 0, [0] * 300, [0], None, None, 2, tokens))
+    scores = score(logits_of, hidden, Entry(0, 0, [0] * 300, pack_blocks([0]), None, None, 2, tokens))
     expected = (hidden @ head).log_softmax(1)
     assert [said.drawn for said in scores] == pytest.approx([expected[i, t].item() for i, t in enumerate(tokens)])
     assert [said.top[0][0] for said in scores] == expected.argmax(1)[:299].tolist()

@@ -9,7 +9,7 @@ import torch
 from fakes_worker import SPEC
 from torch import Tensor
 
-from common.records import Entry
+from common.records import Entry, pack_blocks, unpack_blocks
 from worker.attention.native import Kernel, attends_in_tiles, open_kernel
 from worker.attention.paged import PagedAttention, Scratch
 from worker.inputs import build_inputs
@@ -67,7 +67,7 @@ def entries(cache: KvCache, lengths: list[int]) -> list[Entry]:
     free = torch.randperm(len(cache.device), generator=torch.Generator().manual_seed(4)).tolist()
     needed = [-(-length // cache.block_tokens) for length in lengths]
     return [
-        Entry(i, length - 1, [0], [free.pop() for _ in range(blocks)], None)
+        Entry(i, length - 1, [0], pack_blocks(free.pop() for _ in range(blocks)), None)
         for i, (length, blocks) in enumerate(zip(lengths, needed, strict=True))
     ]
 
@@ -173,7 +173,7 @@ def test_numbers_beyond_fp16_become_its_largest() -> None:
     k = torch.full((1, 3, 64), 1e6)
     attention = kernel.attention(build_inputs([entry], 16, cache.torch_device))
     out = attention(0, torch.zeros(1, 3, 64), k, -k, scale=1.0, window=None)
-    assert (cache.device[entry.blocks[0], 0, 0, :, 0] == 65504).all()
+    assert (cache.device[unpack_blocks(entry.blocks)[0], 0, 0, :, 0] == 65504).all()
     assert (out == -65504).all()
 
 
@@ -205,19 +205,20 @@ def test_nan_in_the_blocks_of_others_and_behind_a_jobs_end_does_not_leak(dtype: 
     kernel, batch = open_kernel(cache), entries(cache, [5, 40, 60])
     expected = attend(cache, kernel, batch)
     for entry in batch:
-        behind = torch.zeros_like(cache.device[entry.blocks[-1]][None], dtype=torch.float32)
+        last = unpack_blocks(entry.blocks)[-1]
+        behind = torch.zeros_like(cache.device[last][None], dtype=torch.float32)
         behind[:, :, :, :, (entry.start + 1) % cache.block_tokens :] = torch.nan
         behind = tiled(behind) if dtype == torch.bfloat16 else behind
-        block = cache.device[entry.blocks[-1]]
+        block = cache.device[last]
         if dtype == torch.int8:
             scales = block.flatten(-2)[..., -4 * cache.block_tokens :].view(torch.float32)
             scales += behind[0, ..., 0]
         else:
             block += behind[0].to(dtype)
     if dtype == torch.int8:
-        cache.device[batch[1].blocks] = -1  # also as a scale: no number
+        cache.device[list(unpack_blocks(batch[1].blocks))] = -1  # also as a scale: no number
     else:
-        cache.device[batch[1].blocks] = torch.nan
+        cache.device[list(unpack_blocks(batch[1].blocks))] = torch.nan
     actual = attend(cache, kernel, batch)
     assert torch.equal(actual[[0, 2]], expected[[0, 2]])
     assert actual[1].isnan().all()
@@ -261,7 +262,9 @@ def test_a_token_gets_the_same_bits_in_a_prompt_in_chunks_and_decoded(
         assert kernel is not None
         out, start = [], 0
         for count in counts:
-            inputs = build_inputs([Entry(0, start, [0] * count, blocks, None)], block_tokens, cache.torch_device)
+            inputs = build_inputs(
+                [Entry(0, start, [0] * count, pack_blocks(blocks), None)], block_tokens, cache.torch_device
+            )
             span = slice(start, start + count)
             out.append(kernel.attention(inputs)(1, q[span], k[span], v[span], scale=0.3, window=window))
             start += count

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, MistralConfig, PreTrainedConfig, Qwen2Conf
 from common.config import Stored
 from common.model_files import locate
 from common.model_spec import ModelSpec
-from common.records import Entry
+from common.records import Entry, pack_blocks
 from common.spec_reader import read_spec
 from common.topology import partition
 from worker.attention.native import attends_in_tiles, open_kernel
@@ -69,7 +69,7 @@ def hidden_of(
     entries = []
     for job, (start, count) in enumerate(lengths):
         own = [next(blocks) for _ in range(-(-(start + count) // 16))]
-        entries.append(Entry(job, start, [(7 * start + i) % 96 for i in range(count)], own, None))
+        entries.append(Entry(job, start, [(7 * start + i) % 96 for i in range(count)], pack_blocks(own), None))
     inputs = build_inputs(entries, 16, CPU)
     kernel = open_kernel(cache)
     assert kernel is not None

@@ -10,7 +10,7 @@ from fakes_attention import DenseAttention
 from fakes_worker import BLOCK_TOKENS, DEVICES, SPEC, make_cache
 from torch import Tensor
 
-from common.records import Entry
+from common.records import Entry, pack_blocks
 from worker.attention import paged
 from worker.attention.native import open_kernel
 from worker.attention.paged import PagedAttention, Scratch
@@ -80,7 +80,9 @@ class World:
 
     def step(self, *shares: tuple[Job, int]) -> None:
         """Compute the next `count` tokens of each job in one batch."""
-        entries = [Entry(i, job.done, [0] * count, job.blocks, None) for i, (job, count) in enumerate(shares)]
+        entries = [
+            Entry(i, job.done, [0] * count, pack_blocks(job.blocks), None) for i, (job, count) in enumerate(shares)
+        ]
         inputs = build_inputs(entries, BLOCK_TOKENS, torch.device(self.device))
         attention = self.attention(inputs)
         spans = [(job, slice(job.done, job.done + count)) for job, count in shares]
@@ -184,7 +186,7 @@ def test_a_job_of_nan_keys_does_not_spoil_its_neighbours_or_the_next_owner(backe
     sick.v[:] = torch.inf
     sick.expected[:] = 0.0  # Its own rows are not looked at here: zeros are what it stores.
     inputs = build_inputs(
-        [Entry(0, 0, [0] * 9, sick.blocks, None), Entry(1, 0, [0] * 9, healthy.blocks, None)],
+        [Entry(0, 0, [0] * 9, pack_blocks(sick.blocks), None), Entry(1, 0, [0] * 9, pack_blocks(healthy.blocks), None)],
         BLOCK_TOKENS,
         torch.device(world.device),
     )
@@ -227,7 +229,7 @@ def test_sixteen_bit_decoding_is_as_exact_as_its_inputs(device: str, dtype: torc
     q, k, v = (getattr(job, name)[0].to(dtype) for name in "qkv")
     expected = DenseAttention()(0, q.float(), k.float(), v.float(), scale=SCALE, window=None)
     for start, count in ((0, 20), (20, 9), (29, 1)):
-        entry = Entry(0, start, [0] * count, job.blocks, None)
+        entry = Entry(0, start, [0] * count, pack_blocks(job.blocks), None)
         inputs = build_inputs([entry], BLOCK_TOKENS, torch.device(device))
         attention = PagedAttention(world.cache, world.scratch, inputs)
         span = slice(start, start + count)

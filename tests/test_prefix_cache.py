@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from fakes import Drive, scheduler
 
-from common.records import Plan, Result
+from common.records import Plan, Result, unpack_blocks
 from gateway.generation import Generation
 from gateway.scheduling.cost import LinearCost
 from gateway.scheduling.job import Residence
@@ -25,7 +25,7 @@ def shares(run: Drive) -> list[tuple[int, int]]:
 
 
 def blocks(plan: Plan) -> list[list[int]]:
-    return [entry.blocks for entry in plan.entries]
+    return [list(unpack_blocks(entry.blocks)) for entry in plan.entries]
 
 
 def test_a_second_prompt_computes_only_what_the_first_one_had_not() -> None:
@@ -133,11 +133,11 @@ def test_an_offload_leaves_shared_blocks_to_the_others_and_an_upload_brings_only
     ledger, (first, second) = run.scheduler.ledger, jobs
     before = ledger.device.num_free
     pairs = ledger.offload(first)
-    assert [device for device, _ in pairs] == first.device_blocks
+    assert [device for device, _ in pairs] == list(first.device_blocks)
     assert ledger.departing == 1  # the last block, which nobody shares
     ledger.land_offload(first)
     assert ledger.device.num_free == before + 1
-    assert second.device_blocks[:4] == [cached.block for cached in second.prefix]
+    assert list(second.device_blocks[:4]) == [cached.block for cached in second.prefix]
     assert ledger.missing(first) == 1
     ledger.hold(first)
     assert len(ledger.upload(first)) == 1
@@ -194,7 +194,7 @@ def test_twins_share_their_blocks_only_when_no_plan_reads_their_own_any_more() -
     ahead = run.scheduler.plan_ahead(0.5)
     assert ahead is not None
     run.scheduler.commit(Result(1, [7, 7], 0.0, 0.0), 1.0)
-    assert [entry.blocks for entry in ahead.entries] == [twin.device_blocks for twin in twins]
+    assert blocks(ahead) == [list(twin.device_blocks) for twin in twins]
     run.scheduler.commit(Result(2, [7, 7], 0.0, 0.0), 2.0)
     assert twins[0].device_blocks[:2] == twins[1].device_blocks[:2]
 

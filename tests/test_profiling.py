@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from common.config import Config
 from common.model_files import ModelFiles
-from common.records import Plan, Ready, Result
+from common.records import Plan, Ready, Result, unpack_blocks
 from gateway.pools import Pools
 from gateway.profiling import Measured, Point, Profiler, load_profile, profile_path, save_profile
 from gateway.scheduling.cost import Profile
@@ -60,12 +60,12 @@ def test_its_plans_are_ones_that_stages_can_run() -> None:
     pipeline = TimedPipeline()
     measure(pipeline, num_blocks=40)
     for plan in pipeline.plans:
-        blocks = [block for entry in plan.entries for block in entry.blocks]
+        blocks = [block for entry in plan.entries for block in unpack_blocks(entry.blocks)]
         assert len(blocks) == len(set(blocks))
         assert all(block < 40 for block in blocks)
         assert all(device < 40 and host < 100 for device, host in plan.offloads)
         assert all(0 <= token < 50 for entry in plan.entries for token in entry.tokens)
-        assert all(16 * len(entry.blocks) >= entry.start + len(entry.tokens) for entry in plan.entries)
+        assert all(16 * len(unpack_blocks(entry.blocks)) >= entry.start + len(entry.tokens) for entry in plan.entries)
 
 
 def test_a_busy_machine_does_not_spoil_the_profile() -> None:

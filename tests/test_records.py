@@ -26,6 +26,7 @@ from common.records import (
     decode_order,
     decode_report,
     encode,
+    pack_blocks,
 )
 
 SCALARS: dict[Any, st.SearchStrategy[Any]] = {
@@ -36,7 +37,7 @@ SCALARS: dict[Any, st.SearchStrategy[Any]] = {
     bytes: st.binary(max_size=20),
     NoneType: st.none(),
 }
-PLAN = Plan(7, 1, [Entry(3, 0, [1, 2], [5], Sampling(0.0, 1.0, 0, 0.0, 2**64 - 1))], [(1, 2)], [], True)
+PLAN = Plan(7, 1, [Entry(3, 0, [1, 2], pack_blocks([5]), Sampling(0.0, 1.0, 0, 0.0, 2**64 - 1))], [(1, 2)], [], True)
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
@@ -109,5 +110,5 @@ def test_a_pickle_is_refused() -> None:
 
 
 def test_a_plan_of_a_full_batch_is_small() -> None:
-    entry = Entry(123, 319, [49000], list(range(1000, 1020)), Sampling(0.7, 0.9, 50, 0.0, 2**63))
+    entry = Entry(123, 319, [49000], pack_blocks(range(1000, 1020)), Sampling(0.7, 0.9, 50, 0.0, 2**63))
     assert len(encode(Plan(10_000, 0, [entry] * 22, [], [], False))) < 3000

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fakes_worker import BLOCK_TOKENS, DEVICES, GREEDY, SPEC, FakeJob, FakeStage, greedy_tokens, make_cache
 
-from common.records import UNSEEN, Entry, Penalties, Plan, Result, Sampling, Setup, Shaping
+from common.records import UNSEEN, Entry, Penalties, Plan, Result, Sampling, Setup, Shaping, pack_blocks
 from common.topology import partition
 from worker.copier import Copier, ThreadCopies, open_copier
 from worker.link import LocalWiring
@@ -88,7 +88,7 @@ def test_an_iteration_waits_for_the_gpu_only_where_it_fetches_its_answer(graph_j
     pipeline.runners[0].warm_up()
     drawn = Sampling(temperature=0.8, top_p=0.9, top_k=0, min_p=0.0, seed=1)
     shaping = Shaping(Penalties(0.1, 0.1, 1.1, [5], [8]), [(3, 1.0)], [4], b"\xff" * 13)
-    batch = [Entry(0, 2, [8], [1], drawn, shaping, 3), Entry(1, 0, [8], [0], GREEDY)]
+    batch = [Entry(0, 2, [8], pack_blocks([1]), drawn, shaping, 3), Entry(1, 0, [8], pack_blocks([0]), GREEDY)]
     pipeline.run(*batch)
     torch.cuda.set_sync_debug_mode("error")  # of torch's own waits; the one that is meant is explicit
     try:
@@ -129,7 +129,7 @@ def test_a_token_that_was_not_seen_is_the_one_that_the_iteration_before_drew() -
     prompts = [[5, 17, 3], [8, 60]]
     pipeline, jobs = Pipeline(), [FakeJob(i, list(prompt), [2 * i, 2 * i + 1]) for i, prompt in enumerate(prompts)]
     first = pipeline.run(*(job.entry() for job in jobs)).tokens
-    ahead = [Entry(job.job_id, job.done, [UNSEEN], job.blocks, GREEDY) for job in reversed(jobs)]
+    ahead = [Entry(job.job_id, job.done, [UNSEEN], pack_blocks(job.blocks), GREEDY) for job in reversed(jobs)]
     second = pipeline.run(*ahead).tokens[::-1]
     assert [list(pair) for pair in zip(first, second, strict=True)] == [greedy_tokens(prompt, 2) for prompt in prompts]
 
@@ -137,10 +137,12 @@ def test_a_token_that_was_not_seen_is_the_one_that_the_iteration_before_drew() -
 def test_a_job_that_was_given_no_token_goes_on_with_any_and_spares_the_others() -> None:
     pipeline, job = Pipeline(), FakeJob(0, [5, 17, 3], [0, 1])
     nothing = Shaping(allowed=b"\0" * 13)
-    doomed = Entry(1, 0, [8], [2], GREEDY, nothing)
+    doomed = Entry(1, 0, [8], pack_blocks([2]), GREEDY, nothing)
     first = pipeline.run(job.entry(), doomed).tokens
     assert first[1] is None
-    second = pipeline.run(Entry(0, 3, [UNSEEN], job.blocks, GREEDY), Entry(1, 1, [UNSEEN], [2], GREEDY)).tokens
+    second = pipeline.run(
+        Entry(0, 3, [UNSEEN], pack_blocks(job.blocks), GREEDY), Entry(1, 1, [UNSEEN], pack_blocks([2]), GREEDY)
+    ).tokens
     assert [first[0], second[0]] == greedy_tokens([5, 17, 3], 2)
 
 

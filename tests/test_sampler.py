@@ -10,7 +10,7 @@ from fakes_worker import DEVICES, GREEDY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.records import Entry, Penalties, Sampling, Shaping
+from common.records import Entry, Penalties, Sampling, Shaping, pack_blocks
 from worker import sampler
 from worker.sampler import invert, sample, uniform
 
@@ -38,7 +38,7 @@ def sampling(**changes: float) -> Sampling:
 
 
 def entry(sampling: Sampling, *, position: int = 1, shaping: Shaping | None = None) -> Entry:
-    return Entry(0, position - 1, [0], [0], sampling, shaping)
+    return Entry(0, position - 1, [0], pack_blocks([0]), sampling, shaping)
 
 
 def expected_token(logits: np.ndarray, sampling: Sampling, position: int) -> int:
@@ -209,8 +209,8 @@ def test_all_kinds_of_rows_are_drawn_as_they_would_be_by_themselves() -> None:
 
 def test_a_draw_does_not_depend_on_how_its_position_was_reached() -> None:
     logits = random_logits(1)
-    decoded = Entry(0, 11, [5], [0], sampling(seed=3))
-    recomputed = Entry(0, 0, list(range(12)), [0], sampling(seed=3))
+    decoded = Entry(0, 11, [5], pack_blocks([0]), sampling(seed=3))
+    recomputed = Entry(0, 0, list(range(12)), pack_blocks([0]), sampling(seed=3))
     assert sample(logits.clone(), [decoded]) == sample(logits.clone(), [recomputed])
 
 

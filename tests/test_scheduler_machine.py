@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from common.config import Config
-from common.records import UNSEEN, Entry, Plan, Result
+from common.records import UNSEEN, Entry, Plan, Result, unpack_blocks
 from gateway.generation import Generation
 from gateway.scheduling.job import Job, Residence
 from gateway.scheduling.prefix_cache import CachedBlock, PrefixCache
@@ -75,12 +75,12 @@ class Memories:
         seen = len(entry.tokens) - (entry.tokens[-1] == UNSEEN)
         assert entry.tokens[:seen] == job.tokens(entry.start, entry.start + seen)
         for position, value in enumerate(self._transformer.values(job, end)[entry.start :], entry.start):
-            block = entry.blocks[position // BLOCK]
+            block = unpack_blocks(entry.blocks)[position // BLOCK]
             self.device.setdefault(block, [None] * BLOCK)[position % BLOCK] = value
 
     def _read(self, entry: Entry, job: Job) -> None:
         for position, value in enumerate(self._transformer.values(job, entry.start + len(entry.tokens))):
-            held = self.device[entry.blocks[position // BLOCK]][position % BLOCK]
+            held = self.device[unpack_blocks(entry.blocks)[position // BLOCK]][position % BLOCK]
             assert held == value, f"job {job.id} reads {held} for {value} at position {position}"
 
 
@@ -219,7 +219,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         holding = [job for job in self.jobs if job.device_blocks]
         leaving = [job for job in holding if job.residence is Residence.OFFLOADING]
         for job in holding:
-            assert job.device_blocks[: len(job.prefix)] == [cached.block for cached in job.prefix]
+            assert list(job.device_blocks[: len(job.prefix)]) == [cached.block for cached in job.prefix]
         holders = Counter(cached for job in holding for cached in job.prefix)
         leavers = Counter(cached for job in leaving for cached in job.prefix)
         for cached in tree(prefixes):

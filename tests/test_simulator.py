@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import Config, ConfigError, Policy
-from common.records import Entry, Plan, Sampling
+from common.records import Entry, Plan, Sampling, pack_blocks
 from gateway.recording import Recorder, read_recording
 from gateway.scheduling.cost import LinearCost
 from launch.lab.machine import PRESETS, UNLIMITED, Machine
@@ -30,7 +30,7 @@ def simulate(requests: list[Request], policy: Policy = "fcfs", **options: object
 
 
 def plan(*, jobs: int = 1, offloads: int = 0, uploads: int = 0, first: bool = False) -> Plan:
-    entries = [Entry(job, 9, [7], [0], GREEDY) for job in range(jobs)]
+    entries = [Entry(job, 9, [7], pack_blocks([0]), GREEDY) for job in range(jobs)]
     moved = [(block, block) for block in range(9)]
     return Plan(1, 0, entries, moved[:offloads], moved[:uploads], first)
 

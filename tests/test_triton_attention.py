@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.records import Entry
+from common.records import Entry, pack_blocks, unpack_blocks
 from worker.attention.paged import PagedAttention, Scratch
 from worker.attention.triton_paged import TritonKernel, open_kernel
 from worker.attention.triton_work import SPLIT_SLOTS, Work, lay_out
@@ -76,7 +76,7 @@ def entries(cache: KvCache, shares: list[tuple[int, int]]) -> list[Entry]:
     free = torch.randperm(len(cache.device), generator=torch.Generator().manual_seed(4)).tolist()
     blocks = [-(-(start + count) // cache.block_tokens) for start, count in shares]
     return [
-        Entry(i, start, [0] * count, [free.pop() for _ in range(needed)], None)
+        Entry(i, start, [0] * count, pack_blocks(free.pop() for _ in range(needed)), None)
         for i, ((start, count), needed) in enumerate(zip(shares, blocks, strict=True))
     ]
 
@@ -143,7 +143,9 @@ def test_a_long_context_is_merged_from_many_splits() -> None:
     shape = Shape(kv_heads=1, slots=6400)
     cache = shape.cache()
     batch = decoding(cache, [SPLIT_SLOTS * 20 + 5, 3])
-    cache.device[batch[0].blocks[-40:], LAYER, 0] *= 3.0  # The last splits weigh more than the first.
+    cache.device[list(unpack_blocks(batch[0].blocks)[-40:]), LAYER, 0] *= (
+        3.0  # The last splits weigh more than the first.
+    )
     torch.testing.assert_close(computed(cache, shape, batch), expected(cache, shape, batch), atol=1e-5, rtol=1e-5)
 
 
@@ -165,9 +167,9 @@ def test_nan_in_the_blocks_of_others_and_behind_a_jobs_end_does_not_leak() -> No
     before = computed(cache, shape, batch)
     for entry in batch:
         end = entry.start + len(entry.tokens)
-        cache.device[entry.blocks[-1], :, :, :, end % cache.block_tokens :] = torch.nan
-    cache.device[batch[1].blocks] = torch.nan
-    owned = {block for entry in batch for block in entry.blocks}
+        cache.device[unpack_blocks(entry.blocks)[-1], :, :, :, end % cache.block_tokens :] = torch.nan
+    cache.device[list(unpack_blocks(batch[1].blocks))] = torch.nan
+    owned = {block for entry in batch for block in unpack_blocks(entry.blocks)}
     cache.device[[block for block in range(len(cache.device)) if block not in owned]] = torch.nan
     after = computed(cache, shape, batch)
     others = [0, *range(2, len(after))]
@@ -182,7 +184,7 @@ def test_what_is_not_finite_is_stored_as_zero() -> None:
     q, k, v = shape.qkv([job])
     k[:, 0], v[:, 1] = torch.nan, -torch.inf
     TritonKernel(cache, triton_kernels).attention(inputs_of(cache, [job]))(LAYER, q, k, v, scale=1.0, window=None)
-    keys, values = cache.device[job.blocks[0], LAYER, :, :, 6]
+    keys, values = cache.device[unpack_blocks(job.blocks)[0], LAYER, :, :, 6]
     assert keys[0].eq(0).all()
     assert values[1].eq(0).all()
     assert torch.equal(keys[1], k[0, 1])
@@ -196,7 +198,7 @@ def test_work_may_be_exchanged_in_place_and_the_rows_beyond_it_do_nothing() -> N
     attention = TritonKernel(cache, triton_kernels).attention_of(room)
     for contexts in ([700, 20, 3], [5], [300, 300]):
         batch = decoding(cache, contexts)
-        padding = [Entry(90 + i, 0, [0], [0], None) for i in range(4 - len(batch))]
+        padding = [Entry(90 + i, 0, [0], pack_blocks([0]), None) for i in range(4 - len(batch))]
         wanted = computed(cache, shape, batch)
         held = cache.device.clone()
         room.take(lay_out(inputs_of(cache, batch), cache.block_tokens, 1))

@@ -1,12 +1,13 @@
 """A plan's entries as tensors: what the model and the attention need to know of one iteration. Knows no model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from common.records import Entry
+from common.records import Entry, unpack_blocks
 from worker.transfer import Ints, to_device_together
 
 
@@ -45,8 +46,8 @@ def build_inputs(entries: list[Entry], block_tokens: int, device: torch.device) 
     tokens, positions, slots, sampled = list[int](), list[int](), list[int](), list[int]()
     segments = []
     for entry in entries:
-        _check(entry, block_tokens)
-        first, count, blocks = len(tokens), len(entry.tokens), entry.blocks
+        first, count, blocks = len(tokens), len(entry.tokens), unpack_blocks(entry.blocks)
+        _check(entry, blocks, block_tokens)
         there = range(entry.start, entry.start + count)
         tokens += entry.tokens
         positions += there
@@ -59,7 +60,7 @@ def build_inputs(entries: list[Entry], block_tokens: int, device: torch.device) 
     return Inputs(tokens_there, positions_there, slots_there, sampled_there, segments)
 
 
-def _check(entry: Entry, block_tokens: int) -> None:
+def _check(entry: Entry, blocks: Sequence[int], block_tokens: int) -> None:
     needed = -(-(entry.start + len(entry.tokens)) // block_tokens)
     assert entry.tokens, f"job {entry.job_id} has no tokens"
-    assert needed <= len(entry.blocks), f"job {entry.job_id} has {len(entry.blocks)} blocks, needs {needed}"
+    assert needed <= len(blocks), f"job {entry.job_id} has {len(blocks)} blocks, needs {needed}"

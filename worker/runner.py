@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from common.records import UNSEEN, Entry, Logprobs, Plan, Result
+from common.records import UNSEEN, Entry, Logprobs, Plan, Result, pack_blocks
 from common.topology import Stage
 from worker.attention import native, triton_paged
 from worker.attention.paged import PagedAttention, Scratch
@@ -87,7 +87,7 @@ class Runner:
     def warm_up(self) -> None:
         """Run a tiny prompt and one more token, and record graphs: no job pays for first times. Writes block 0."""
         for start, count in ((0, 2), (2, 1)):
-            blocks = [0] * -(-(start + count) // self._cache.block_tokens)
+            blocks = pack_blocks([0] * -(-(start + count) // self._cache.block_tokens))
             inputs = build_inputs([Entry(0, start, [0] * count, blocks, None)], self._cache.block_tokens, self._device)
             x = inputs.tokens if self._stage.is_first else self._zeros(count)
             hidden = self._forward(x, inputs)

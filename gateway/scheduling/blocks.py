@@ -3,6 +3,7 @@
 from array import array
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
 
 from gateway.scheduling.job import Job, Residence
 from gateway.scheduling.prefix_cache import CachedBlock, PrefixCache
@@ -31,7 +32,7 @@ class BlockPool:
         del self._free[split:]
         return taken
 
-    def give(self, blocks: list[int]) -> None:
+    def give(self, blocks: Iterable[int]) -> None:
         self._free.extend(blocks)
         assert len(self._free) <= self.num_blocks, f"more blocks than there are: {self!r}"
 
@@ -119,7 +120,7 @@ class BlockLedger:
         """Take what was found of a job that will come to the device, so that nobody evicts it."""
         assert not job.device_blocks, f"job {job.id} is there already"
         self.device.prefixes.hold(job.prefix)
-        job.device_blocks = [cached.block for cached in job.prefix]
+        job.device_blocks.extend(cached.block for cached in job.prefix)
 
     def publish(self, job: Job) -> None:
         """Let others find the blocks that the job has filled. Where they are known already it shares the known ones."""
@@ -154,7 +155,7 @@ class BlockLedger:
             self._queue.relocate(job, "allocate")
         missing = self.blocks_for(job.context) - len(job.device_blocks)
         if missing:
-            job.device_blocks += self.device.take(missing)
+            job.device_blocks.extend(self.device.take(missing))
 
     def offload(self, job: Job) -> list[tuple[int, int]]:
         """Start moving the job to the host. Returns (device block, host block) pairs, of the blocks that hold KV."""
@@ -170,7 +171,7 @@ class BlockLedger:
         self._queue.relocate(job, "upload")
         moved = job.host_blocks[len(job.device_blocks) :]
         blocks = self.device.take(len(moved))
-        job.device_blocks += blocks
+        job.device_blocks.extend(blocks)
         job.counts.uploaded_blocks += len(moved)
         return list(zip(moved, blocks, strict=True))
 
@@ -199,7 +200,7 @@ class BlockLedger:
 
     def _give_own(self, job: Job) -> None:
         self.device.give(job.device_blocks[len(job.prefix) :])
-        job.device_blocks = []
+        del job.device_blocks[:]
 
     def _free_host(self, job: Job) -> None:
         self.host.give(job.host_blocks)

@@ -9,7 +9,7 @@ from gateway.scheduling.turn import Share
 def entry_of(job: Job, share: Share) -> Entry:
     """The first of the job's pending tokens; with the last of them it draws. Its constraint is ready then."""
     generation, start, count = job.generation, job.computed + job.coming, share.tokens
-    tokens, blocks = job.tokens(start, start + count), list(job.device_blocks)
+    tokens, blocks = job.tokens(start, start + count), job.device_blocks.tobytes()
     if len(tokens) < count:
         tokens.append(UNSEEN)
     scored = generation.prompt[start + 1 :][:count] if generation.prompt_logprobs else []

@@ -1,9 +1,10 @@
 """A job: one generation that the scheduler orders. Its only mutable record."""
 
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
-from common.records import Logprobs, Sampling
+from common.records import BLOCK_CODE, Logprobs, Sampling
 from gateway.generation import FinishReason, Generation, SchedulingTrace
 from gateway.scheduling.prefix_cache import Path
 
@@ -71,7 +72,7 @@ class Job:
 
     # Where its KV is. Only the ledger changes these.
     residence: Residence = Residence.NOWHERE
-    device_blocks: list[int] = field(default_factory=list)
+    device_blocks: "array[int]" = field(default_factory=lambda: array(BLOCK_CODE))
     host_blocks: list[int] = field(default_factory=list)
     prefix: Path = field(default_factory=list)  # what its first device blocks are, or, without any, could be
     block_keys: list[bytes] = field(default_factory=list)  # of its first full blocks, as far as they were needed

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.config import Config, Stored
 from common.model_spec import ModelSpec
-from common.records import Entry, Plan, Sampling
+from common.records import Entry, Plan, Sampling, pack_blocks
 from common.topology import partition
 from gateway.generation import Generation
 from gateway.scheduling.cost import LinearCost
@@ -110,7 +110,7 @@ class DeviceBench:
 
     def prompt_s(self, tokens: int) -> float:
         """An iteration of one prompt."""
-        return self._iteration_s([Entry(0, 0, [1] * tokens, list(range(self._blocks(tokens))), _GREEDY)])
+        return self._iteration_s([Entry(0, 0, [1] * tokens, pack_blocks(range(self._blocks(tokens))), _GREEDY)])
 
     def overlap(self, jobs: int, context: int) -> Overlap:
         """A decode iteration, and copies in both directions."""
@@ -151,7 +151,7 @@ class DeviceBench:
 
     def _decoding(self, jobs: int, context: int) -> list[Entry]:
         each = self._blocks(context)
-        return [Entry(i, context - 1, [1], list(range(i * each, (i + 1) * each)), _GREEDY) for i in range(jobs)]
+        return [Entry(i, context - 1, [1], pack_blocks(range(i * each, (i + 1) * each)), _GREEDY) for i in range(jobs)]
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_tokens)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from common.config import Config, ConfigError, KvDtype, Stored
 from common.model_files import locate
-from common.records import Entry, Plan
+from common.records import Entry, Plan, pack_blocks
 from common.spec_reader import read_spec
 from gateway.text.text_model import load_text_model
 from launch.bench.stage import open_stage
@@ -112,7 +112,7 @@ class _Model:
     runner: Any
     copies: Any
     kept: _Keeping
-    blocks: list[int]
+    blocks: bytes
 
     @classmethod
     def open(cls, config: Config, tokens: int) -> "_Model":
@@ -122,7 +122,7 @@ class _Model:
             kept.model = model
             return kept
 
-        return cls(*open_stage(config, blocks, keep), kept, list(range(blocks)))
+        return cls(*open_stage(config, blocks, keep), kept, pack_blocks(range(blocks)))
 
     def read(self, prompt: list[int]) -> None:
         entry = Entry(0, 0, prompt, self.blocks, None)
