@@ -73,8 +73,8 @@ class Config:
     """Type in which stages compute, and in which they keep weights and KV unless told otherwise. auto: fp32 on a CPU,
     the checkpoint's own type on a GPU."""
     weights: Stored = "exact"
-    """How a CPU keeps matrices. exact: in --dtype; where that is fp32 native kernels keep a matrix in 16 bits that have
-    all of its numbers. bf16 and int8 (in groups of 256) round them and need less memory, which is what small batches
+    """How a CPU keeps matrices. exact: in --dtype; where that is fp32 native kernels keep the codes of a GGUF file, and
+    other matrices in 16 bits that have all of their numbers. bf16 and int8 (in groups of 256) round them and need less memory, which is what small batches
     wait for. int8 multiplies integers of 16 and 8 bits, and is the fastest for few jobs; bf16 is more exact. Where a
     CPU has AMX, bf16 is as fast at prompts, and meets inputs rounded to bf16, too."""
     kv_cache_dtype: KvDtype = "auto"

@@ -16,6 +16,7 @@ from worker.device import Placement
 from worker.kv_cache import KvCache
 from worker.loop import Model
 from worker.models.stage_model import Attention
+from worker.models.stored_matrix import GROUP4, GROUP8, StoredMatrix
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
 BLOCK_TOKENS = 4
@@ -141,3 +142,14 @@ class FakeJob:
         )
         self.done = end
         return entry
+
+
+def coded_matrix(out: int, ins: int, bits: int) -> StoredMatrix:
+    """Random codes of 4 or 8 bits, with scales and offsets of any size and sign, those of 4 bits such as files have."""
+    random = torch.Generator().manual_seed(out)
+    lowest, group = (0, GROUP4) if bits == 4 else (-128, GROUP8)
+    codes = torch.randint(lowest, lowest + 2**bits, (out, ins), generator=random)
+    scales, offsets = (torch.randn(out, ins // group, generator=random) for _ in range(2))
+    if bits == 4:
+        return StoredMatrix(codes.to(torch.uint8), scales.half().float(), offsets)
+    return StoredMatrix(codes.to(torch.int8), scales)

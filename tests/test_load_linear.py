@@ -10,6 +10,7 @@ from worker.models.linear import GatedLinear, NormedLinear, PackedLinear, PlainL
 from worker.models.load_linear import load_gated, load_stacked, make_linear
 from worker.models.native_linear import NativeLinear
 from worker.models.rms_norm import RmsNorm
+from worker.models.stored_matrix import StoredMatrix
 from worker.native.library import open_library
 
 
@@ -22,6 +23,9 @@ class Matrices:
 
     def get(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(len(name)))
+
+    def matrix(self, name: str, out: int, ins: int) -> StoredMatrix:
+        return StoredMatrix.of(self.get(name, out, ins), self.stored)
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ GATED = (("gate", "upper"), 24, 40, "silu")
 
 @pytest.mark.skipif(open_library() is None, reason="no C compiler")
 def test_fp32_on_the_cpu_is_native() -> None:
-    assert isinstance(make_linear(Matrices(), torch.zeros(4, 4)), NativeLinear)
+    assert isinstance(make_linear(StoredMatrix(torch.zeros(4, 4))), NativeLinear)
     assert isinstance(load_gated(Matrices(), *GATED, bias=False, norm=NORM), NativeLinear)
 
 
@@ -52,7 +56,7 @@ def test_without_a_compiler_fp32_is_packed() -> None:
 
 def test_what_is_neither_is_multiplied_plainly() -> None:
     weight = torch.randn(4, 3, dtype=torch.float64)
-    product = make_linear(Matrices(), weight)
+    product = make_linear(StoredMatrix.of(weight, "exact"))
     assert isinstance(product, PlainLinear)
     assert torch.equal(product(torch.eye(3, dtype=torch.float64)), weight.t())
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from fakes_worker import coded_matrix
 
 from worker.models import native_linear
 from worker.models.linear import GatedLinear, Linear, NormedLinear, PlainLinear
@@ -121,6 +122,25 @@ def test_16_bits_are_multiplied_like_their_fp32_numbers_to_the_bit(
     for rows in ROWS:
         x = torch.randn(rows, ins)
         assert torch.equal(product(x), exact(x))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("out", "ins"), [(100, 64), (48, 32), (2, 320)])
+def test_codes_are_multiplied_like_their_fp32_numbers_to_the_bit(
+    out: int, ins: int, gated: bool, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StoredMatrix, "narrowed", lambda self, dtypes: self)
+    coded, norm = coded_matrix(out, ins, bits), RmsNorm(torch.rand(ins), 1e-5)
+    exact = pack(StoredMatrix(coded.unpacked()), torch.ones(out), norm=norm, gated=gated)
+    product = pack(coded, torch.ones(out), norm=norm, gated=gated)
+    assert (exact.number_bytes, product.number_bytes) == (4, 0.75 if bits == 4 else 1.25)
+    ids = torch.arange(out // 2)
+    assert torch.equal(product.columns(ids), exact.columns(ids))
+    for rows in ROWS:
+        x = torch.randn(rows, ins)
+        assert torch.equal(product(x), exact(x))
+        assert torch.equal(product(x), torch.cat([product(row[None]) for row in x]))
 
 
 def test_exact_numbers_are_kept_in_16_bits_that_have_them_all() -> None:

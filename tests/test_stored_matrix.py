@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fakes_worker import coded_matrix
 
 from worker.models.stored_matrix import GROUP, StoredMatrix
 
@@ -73,7 +74,31 @@ def test_a_group_of_zeros_stays_zero() -> None:
     assert torch.equal(StoredMatrix.of(torch.zeros(2, GROUP), "int8").unpacked(), torch.zeros(2, GROUP))
 
 
-@pytest.mark.parametrize("stored", ["exact", "bf16", "int8"])
-def test_rows_are_those_of_the_unpacked_matrix(stored: str) -> None:
-    matrix = StoredMatrix.of(torch.randn(9, 40), stored)
+def test_a_number_is_its_code_times_a_scale_plus_an_offset() -> None:
+    codes = torch.arange(64, dtype=torch.uint8).view(1, 64) % 16
+    matrix = StoredMatrix(codes, torch.tensor([[2.0, -0.5]]), torch.tensor([[1.0, 3.0]]))
+    assert matrix.unpacked().tolist() == [[2.0 * (i % 16) + 1 if i < 32 else 3 - 0.5 * (i % 16) for i in range(64)]]
+    assert matrix.narrowed() is matrix
+
+
+def test_what_is_stacked_is_kept_as_its_parts_are() -> None:
+    for parts in ([coded_matrix(3, 64, 4), coded_matrix(5, 64, 4)], [coded_matrix(2, 32, 8), coded_matrix(1, 32, 8)]):
+        stacked = StoredMatrix.stacked(parts)
+        assert (stacked.values.dtype, stacked.is_coded) == (parts[0].values.dtype, True)
+        assert torch.equal(stacked.unpacked(), torch.cat([part.unpacked() for part in parts]))
+    alone = coded_matrix(3, 64, 4)
+    assert StoredMatrix.stacked([alone]).values is alone.values
+
+
+def test_what_is_kept_in_several_ways_is_stacked_as_numbers() -> None:
+    parts = [coded_matrix(3, 64, 4), coded_matrix(4, 64, 8), StoredMatrix.of(torch.randn(2, 64), "exact")]
+    stacked = StoredMatrix.stacked(parts)
+    assert stacked.values.dtype == torch.float
+    assert torch.equal(stacked.values, torch.cat([part.unpacked() for part in parts]))
+
+
+@pytest.mark.parametrize("stored", ["exact", "bf16", "int8", 4, 8])
+def test_rows_are_those_of_the_unpacked_matrix(stored: str | int) -> None:
+    of_codes = isinstance(stored, int)
+    matrix = coded_matrix(9, 64, stored) if of_codes else StoredMatrix.of(torch.randn(9, 40), stored)
     assert torch.equal(matrix.rows(torch.tensor([8, 0, 8])), matrix.unpacked()[[8, 0, 8]])

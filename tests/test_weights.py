@@ -162,7 +162,11 @@ def test_quantized_weights_are_unpacked_as_their_format_says(packing: str, rows:
         blocks[:, :, offset : offset + 2] = scales[..., None].view(np.uint8)
     weights = gguf(tmp_path, {"token_embd.weight": (blocks.reshape(rows, -1), kind)})
     expected = torch.tensor([[value for block in row for value in reference(block.tobytes())] for row in blocks])
-    torch.testing.assert_close(weights.get(EMBEDDING, rows, 512), expected, rtol=1e-5, atol=1e-4)
+    numbers = weights.get(EMBEDDING, rows, 512)
+    torch.testing.assert_close(numbers, expected, rtol=1e-5, atol=1e-4)
+    matrix = weights.matrix(EMBEDDING, rows, 512)
+    assert matrix.is_coded
+    assert torch.equal(matrix.unpacked(), numbers)
 
 
 def test_unquantized_weights_are_read_as_they_are(tmp_path: Path) -> None:

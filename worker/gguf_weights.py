@@ -1,10 +1,13 @@
-"""Weights of a GGUF file: unpacked, renamed and reordered to what the Hugging Face checkpoint had."""
+"""Weights of a GGUF file: renamed and reordered to what the Hugging Face checkpoint had, and unpacked, but for what is
+kept as codes.
+"""
 
 from math import gcd
 
 import numpy as np
 import torch
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
+from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as Packing
 from gguf.quants import dequantize
 from torch import Tensor
@@ -13,6 +16,8 @@ from common.config import Stored
 from common.gguf_file import GgufFile, GgufTensor
 from common.model_files import ModelError
 from common.model_spec import ModelSpec
+from worker.gguf_codes import coded
+from worker.models.stored_matrix import StoredMatrix
 from worker.weights import check_shape, own
 
 _UNPACKED = (
@@ -46,30 +51,45 @@ class GgufWeights:
         self._interleaved = architecture == MODEL_ARCH.LLAMA
 
     def get(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        transposed = self._spec.family == "gpt2" and name.endswith(_CONV1D)
+        tensor = self._find(name, shape[::-1] if transposed else shape)
+        values = self._reordered(name, torch.from_numpy(self._unpack(tensor)).view(tensor.shape))
+        return own(values.t() if transposed else values, self.device, dtype or self._dtype)
+
+    def matrix(self, name: str, out: int, ins: int) -> StoredMatrix:
+        if self.stored == "exact" and self.device.type == "cpu" and self._dtype == torch.float:
+            tensor = self._find(name, (out, ins))
+            _, block_bytes = GGML_QUANT_SIZES[tensor.packing]
+            matrix = coded(self._read(tensor).reshape(-1, block_bytes), tensor.packing, out)
+            if matrix is not None:
+                return matrix.reordered(lambda rows: self._reordered(name, rows))
+        return StoredMatrix.of(self.get(name, out, ins), self.stored)
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> GgufTensor:
         stored = self._names.get_name(name, _PARTS) or name
         tensor = self._file.tensors.get(stored)
         if tensor is None:
             raise ModelError(f"{self._file.path.name} has no tensor {stored}")
-        transposed = self._spec.family == "gpt2" and name.endswith(_CONV1D)
-        check_shape(stored, tensor.shape, shape[::-1] if transposed else shape)
-        values = torch.from_numpy(self._unpack(stored, tensor)).view(tensor.shape)
-        if self._interleaved and ".self_attn." in name:
-            values = self._undo_interleaving(name, values)
-        return own(values.t() if transposed else values, self.device, dtype or self._dtype)
-
-    def _unpack(self, name: str, tensor: GgufTensor) -> np.ndarray:
+        check_shape(stored, tensor.shape, shape)
         if tensor.packing not in _UNPACKED:
             known = ", ".join(packing.name for packing in _UNPACKED)
-            raise ModelError(f"tensor {name} is packed as {tensor.packing.name}, which is not one of {known}")
-        packed = np.fromfile(self._file.path, np.uint8, tensor.num_bytes, offset=tensor.offset)
+            raise ModelError(f"tensor {stored} is packed as {tensor.packing.name}, which is not one of {known}")
+        return tensor
+
+    def _read(self, tensor: GgufTensor) -> np.ndarray:
+        return np.fromfile(self._file.path, np.uint8, tensor.num_bytes, offset=tensor.offset)
+
+    def _unpack(self, tensor: GgufTensor) -> np.ndarray:
+        packed = self._read(tensor)
         # It takes a few rows per step of Python: wide ones, each of many of ours, halve the time.
         rows = packed.reshape(tensor.shape[0] // gcd(tensor.shape[0], _WIDEST), -1)
         values: np.ndarray = dequantize(rows, tensor.packing)
         return values
 
-    def _undo_interleaving(self, name: str, values: Tensor) -> Tensor:
+    def _reordered(self, name: str, values: Tensor) -> Tensor:
         """Llama's q and k are stored for a rotation of neighbours (0, 1), (2, 3)...; ours rotates halves."""
-        heads = {"q_proj": self._spec.num_heads, "k_proj": self._spec.num_kv_heads}.get(name.split(".")[-2])
+        rotated = {"q_proj": self._spec.num_heads, "k_proj": self._spec.num_kv_heads}
+        heads = rotated.get(name.split(".")[-2]) if self._interleaved and ".self_attn." in name else None
         if heads is None:
             return values
         pairs = values.view(heads, self._spec.head_dim // 2, 2, -1)  # [heads, frequencies, 2, in]

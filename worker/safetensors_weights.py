@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.config import Stored
 from common.model_files import ModelError
+from worker.models.stored_matrix import StoredMatrix
 from worker.weights import check_shape, own
 
 _INDEX = "model.safetensors.index.json"
@@ -38,6 +39,9 @@ class SafetensorsWeights:
             raise ModelError(f"{self._file_of[stored]} lacks the tensor {stored} that the index promises")
         check_shape(stored, tuple(file.get_slice(stored).get_shape()), shape)
         return own(file.get_tensor(stored), self.device, dtype or self._dtype)
+
+    def matrix(self, name: str, out: int, ins: int) -> StoredMatrix:
+        return StoredMatrix.of(self.get(name, out, ins), self.stored)
 
     def _stored_name(self, name: str) -> str:
         """A checkpoint saved without its head lacks the first part of every name: `h.0...` for `transformer.h.0...`."""

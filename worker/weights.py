@@ -7,6 +7,7 @@ from torch import Tensor
 
 from common.config import Stored
 from common.model_files import ModelError
+from worker.models.stored_matrix import StoredMatrix
 
 
 class Weights(Protocol):
@@ -20,6 +21,10 @@ class Weights(Protocol):
 
         Raises ModelError naming it when it is missing or does not have `shape`.
         """
+        ...
+
+    def matrix(self, name: str, out: int, ins: int) -> StoredMatrix:
+        """The same, [out, ins], kept as matrices are: exact ones that a file has as codes are these codes."""
         ...
 
 

@@ -22,6 +22,7 @@ from worker.device import HostShare, Placement, place
 from worker.kv_cache import KvCache, block_bytes
 from worker.link import LocalLink
 from worker.models.llama import load_llama
+from worker.models.stored_matrix import StoredMatrix
 from worker.runner import Runner
 
 _GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, seed=0)
@@ -45,6 +46,9 @@ class RandomWeights:
         tensor = torch.ones(shape, dtype=dtype or self._dtype, device=self.device)
         generator = torch.Generator(self.device).manual_seed(zlib.crc32(name.encode()))
         return tensor if len(shape) == 1 else tensor.normal_(std=0.02, generator=generator)
+
+    def matrix(self, name: str, out: int, ins: int) -> StoredMatrix:
+        return StoredMatrix.of(self.get(name, out, ins), self.stored)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from worker.models.layers import (
 )
 from worker.models.linear import Linear
 from worker.models.load_linear import ACTIVATIONS, make_linear
+from worker.models.stored_matrix import StoredMatrix
 from worker.weights import Weights
 
 
@@ -49,6 +50,5 @@ def _load_block(weights: Weights, spec: ModelSpec, layer: int) -> Block:
 
 def _load_conv1d(weights: Weights, name: str, out: int, ins: int) -> Linear:
     """GPT-2's checkpoints hold their matrices as [in, out]."""
-    return make_linear(
-        weights, weights.get(f"{name}.weight", ins, out).t().contiguous(), weights.get(f"{name}.bias", out)
-    )
+    weight = weights.get(f"{name}.weight", ins, out).t().contiguous()
+    return make_linear(StoredMatrix.of(weight, weights.stored), weights.get(f"{name}.bias", out))

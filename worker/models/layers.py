@@ -12,7 +12,6 @@ from worker.models.linear import Linear, NormedLinear, PlainLinear
 from worker.models.load_linear import make_linear
 from worker.models.native_linear import NativeLinear
 from worker.models.rms_norm import RmsNorm
-from worker.models.stored_matrix import StoredMatrix
 from worker.weights import Weights
 
 Progress = Callable[[int, int], None]  # layers loaded, layers in all
@@ -82,21 +81,20 @@ def load_ends(
     """
     shape = (spec.vocab_size, spec.embedding_size or spec.hidden_size)
     embeds = stage.is_first or (stage.is_last and spec.tied_embeddings)
-    embedding = weights.get(name, *shape) if embeds else None
+    embedding = weights.matrix(name, *shape) if embeds else None
     head = None
     if stage.is_last:
-        matrix = embedding if spec.tied_embeddings else weights.get("lm_head.weight", *shape)
+        matrix = embedding if spec.tied_embeddings else weights.matrix("lm_head.weight", *shape)
         assert matrix is not None
-        head = make_linear(weights, matrix, norm=norm)
+        head = make_linear(matrix, norm=norm)
     if not stage.is_first:
         return None, head
     if isinstance(head, NativeLinear) and spec.tied_embeddings:
         return head.columns, head
     assert embedding is not None
-    stored = StoredMatrix.of(embedding, weights.stored)
     product = head.product if isinstance(head, NormedLinear) else head
     is_heads = spec.tied_embeddings and isinstance(product, PlainLinear)  # which keeps this very tensor
-    return (stored if is_heads else stored.narrowed()).rows, head
+    return (embedding if is_heads else embedding.narrowed()).rows, head
 
 
 def reported(layers: range, progress: Progress) -> Iterator[int]:

@@ -31,24 +31,23 @@ def load_stacked(
     weights: Weights, names: Sequence[str], outs: Sequence[int], ins: int, *, bias: bool, norm: RmsNorm | None = None
 ) -> Linear:
     """One product for several matrices that read the same input, stacked: it is faster than one for each."""
-    return make_linear(weights, *_stacked(weights, names, outs, ins, bias), norm)
+    return make_linear(*_stacked(weights, names, outs, ins, bias), norm)
 
 
 def load_gated(
     weights: Weights, names: tuple[str, str], out: int, ins: int, activation: Activation, *, bias: bool, norm: RmsNorm
 ) -> Linear:
     """The product with the second matrix, gated by an activation of that with the first."""
-    weight, biases = _stacked(weights, names, (out, out), ins, bias)
-    library = open_library() if _fits_native(weight) and activation == "silu" else None
+    matrix, biases = _stacked(weights, names, (out, out), ins, bias)
+    library = open_library() if _fits_native(matrix) and activation == "silu" else None
     if library is not None:
-        return NativeLinear.pack(library, StoredMatrix.of(weight, weights.stored), biases, norm=norm, gated=True)
-    return GatedLinear(make_linear(weights, weight, biases, norm), ACTIVATIONS[activation])
+        return NativeLinear.pack(library, matrix, biases, norm=norm, gated=True)
+    return GatedLinear(make_linear(matrix, biases, norm), ACTIVATIONS[activation])
 
 
-def make_linear(weights: Weights, weight: Tensor, bias: Tensor | None = None, norm: RmsNorm | None = None) -> Linear:
-    """The product with `weight`, [out, in], kept as these weights are stored."""
-    matrix = StoredMatrix.of(weight, weights.stored)
-    library = open_library() if _fits_native(weight) else None
+def make_linear(matrix: StoredMatrix, bias: Tensor | None = None, norm: RmsNorm | None = None) -> Linear:
+    """The product with `matrix`."""
+    library = open_library() if _fits_native(matrix) else None
     if library is not None:
         return NativeLinear.pack(library, matrix, bias, norm=norm)
     unpacked = matrix.unpacked()
@@ -57,17 +56,13 @@ def make_linear(weights: Weights, weight: Tensor, bias: Tensor | None = None, no
     return product if norm is None else NormedLinear(norm, product)
 
 
-def _fits_native(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+def _fits_native(matrix: StoredMatrix) -> bool:
+    return matrix.values.device.type == "cpu" and matrix.dtype == torch.float32
 
 
 def _stacked(
     weights: Weights, names: Sequence[str], outs: Sequence[int], ins: int, bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    matrices = [weights.get(f"{name}.weight", out, ins) for name, out in zip(names, outs, strict=True)]
+) -> tuple[StoredMatrix, Tensor | None]:
+    matrices = [weights.matrix(f"{name}.weight", out, ins) for name, out in zip(names, outs, strict=True)]
     biases = [weights.get(f"{name}.bias", out) for name, out in zip(names, outs, strict=True)] if bias else []
-    return _stack(matrices), _stack(biases) if bias else None
-
-
-def _stack(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return StoredMatrix.stacked(matrices), torch.cat(biases) if bias else None

@@ -1,9 +1,9 @@
 """Products by the native kernel, native/linear.c: its layout of a matrix, and calling it.
 
-A row's product has the same bits in any batch. bf16 and fp16 are only how the matrix is stored: the product is that
-with the fp32 matrix of the same numbers, to the bit, so an exact one whose numbers fit in either is stored in it. AMX,
-where a CPU has it, serves those that were rounded to bf16, and rounds the rows that they meet, too. int8 meets rows
-that are rounded to 16 bits in each group of inputs.
+A row's product has the same bits in any batch. bf16, fp16 and the codes of a file are only how the matrix is stored:
+the product is that with the fp32 matrix of the same numbers, to the bit, so an exact one whose numbers fit in any of
+these is stored in it. AMX, where a CPU has it, serves those that were rounded to bf16, and rounds the rows that they
+meet, too. int8 meets rows that are rounded to 16 bits in each group of inputs.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worker.models.rms_norm import RmsNorm
-from worker.models.stored_matrix import GROUP, StoredMatrix
+from worker.models.stored_matrix import GROUP, GROUP4, GROUP8, StoredMatrix
 
 
 class Layout(IntEnum):
@@ -28,6 +28,17 @@ class Layout(IntEnum):
     INT8 = 3
     INT8_QUADS = 4  # for CPUs that multiply four times 8 bits at once
     BF16_PAIRS = 5  # for AMX
+    CODES4 = 6
+    CODES8 = 7
+
+
+_NUMBER_BYTES = {
+    Layout.FP32: 4,
+    Layout.INT8: 1,
+    Layout.INT8_QUADS: 1,
+    Layout.CODES4: 1 / 2 + 8 / GROUP4,
+    Layout.CODES8: 1 + 4 / GROUP8,
+}
 
 
 class Parameters(ctypes.Structure):
@@ -58,9 +69,14 @@ class NativeLinear:
     _owners: tuple[Tensor | None, ...]  # of the memory that the parameters point to
 
     @property
-    def number_bytes(self) -> int:
-        """Of a number in the matrix as it is stored."""
-        return {Layout.FP32: 4, Layout.INT8: 1, Layout.INT8_QUADS: 1}.get(Layout(self.parameters.type), 2)
+    def numbers(self) -> int:
+        """In the matrix."""
+        return int(self.parameters.ins * self.parameters.outs * (1 + self.parameters.gated))
+
+    @property
+    def number_bytes(self) -> float:
+        """Of a number in the matrix as it is stored, with its part of scales and offsets."""
+        return _NUMBER_BYTES.get(Layout(self.parameters.type), 2)
 
     @classmethod
     def pack(
@@ -81,11 +97,15 @@ class NativeLinear:
             return _panels(rows, width, gated)
 
         values = _panels(matrix.values, width, gated, mixed=layout == Layout.BF16)
-        if layout == Layout.INT8_QUADS:
+        if layout == Layout.CODES4:
+            values = values[..., :width] | values[..., width:] << 4
+        elif layout == Layout.INT8_QUADS:
             values = _side_by_side(values, 4, library.linear_slice()) ^ -128  # as unsigned numbers, 128 more
         elif layout in (Layout.INT8, Layout.BF16_PAIRS):
             values = _side_by_side(values, 2, library.linear_slice())
         scales = None if matrix.scales is None else panels(matrix.scales)
+        if scales is not None and matrix.offsets is not None:
+            scales = torch.stack((scales, panels(matrix.offsets)), 2)
         biases = None if bias is None else panels(bias[:, None])
         parameters = Parameters(
             ins=matrix.values.shape[1],
@@ -124,6 +144,8 @@ def layout_of(matrix: StoredMatrix, library: ctypes.CDLL) -> Layout:
     dtype = matrix.values.dtype
     for question in (library.linear_amx, library.linear_quads):
         question.restype = ctypes.c_bool
+    if matrix.is_coded:
+        return Layout.CODES8 if matrix.offsets is None else Layout.CODES4
     if dtype == torch.int8:
         return Layout.INT8_QUADS if library.linear_quads() else Layout.INT8
     if dtype == torch.half:

@@ -1,6 +1,6 @@
 """A matrix as it is kept in memory: exact, in as few bytes as that takes, or smaller and rounded."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from common.config import Stored
 
 GROUP = 256  # inputs that share a scale in int8, the last ones perhaps with fewer
+GROUP4, GROUP8 = 32, 16  # those that share scale and offset in codes of 4 bits, and a scale in codes of 8
 _LARGEST = 127
 # What is rounded at once: the steps between need several times its memory, and an embedding can be most of a model.
 _ROWS_AT_ONCE = 4096
@@ -17,10 +18,15 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class StoredMatrix:
-    """Numbers, and in int8 what they are multiplied by."""
+    """Numbers, or integers: scale * integer, plus an offset, with those of a group of inputs.
 
-    values: Tensor  # [out, in]
-    scales: Tensor | None = None  # int8: fp32 [out, groups of in]
+    Integers of int8 are rounded, codes are exactly what a file has instead of numbers. A scale times a code of 4 bits is
+    exact in fp32, as files have fewer bits for scales, so it does not matter whether that is rounded.
+    """
+
+    values: Tensor  # [out, in]; codes of 4 bits are uint8, those of 8 int8
+    scales: Tensor | None = None  # of integers: fp32 [out, groups of in]
+    offsets: Tensor | None = None  # of codes of 4 bits: fp32 [out, groups of in]
     dtype: torch.dtype = torch.float  # of the matrix
     exact: bool = True  # these are the matrix's numbers, so what they meet must not be rounded either
 
@@ -35,7 +41,24 @@ class StoredMatrix:
     def _rounded(cls, weight: Tensor) -> "StoredMatrix":
         """Every group's largest number becomes 127 or -127."""
         values, scales = zip(*map(_rounded, torch.split(weight, _ROWS_AT_ONCE)), strict=True)
-        return cls(torch.cat(values), torch.cat(scales), weight.dtype, exact=False)
+        return cls(torch.cat(values), torch.cat(scales), dtype=weight.dtype, exact=False)
+
+    @classmethod
+    def stacked(cls, parts: Sequence["StoredMatrix"]) -> "StoredMatrix":
+        """All rows of the first, then those of the next; in fp32 where they are kept in different ways."""
+        first = parts[0]
+        if len({(part.values.dtype, part.is_coded) for part in parts}) > 1:
+            return cls(torch.cat([part.unpacked() for part in parts]), dtype=first.dtype, exact=first.exact)
+        return replace(
+            first,
+            values=_together([part.values for part in parts]),
+            scales=None if first.scales is None else _together([part.scales for part in parts]),
+            offsets=None if first.offsets is None else _together([part.offsets for part in parts]),
+        )
+
+    @property
+    def is_coded(self) -> bool:
+        return self.exact and self.scales is not None
 
     def narrowed(self, dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.half)) -> "StoredMatrix":
         """The same numbers in the first of `dtypes` that has all of them: most checkpoints are published in one.
@@ -49,16 +72,29 @@ class StoredMatrix:
 
     def rows(self, ids: Tensor) -> Tensor:
         """What the rows `ids`, [count], stand for."""
-        return replace(
-            self, values=self.values[ids], scales=None if self.scales is None else self.scales[ids]
-        ).unpacked()
+        return self.reordered(lambda part: part[ids]).unpacked()
+
+    def reordered(self, order: Callable[[Tensor], Tensor]) -> "StoredMatrix":
+        """With other rows; `order` is given all that there is of each: [out, n] for several n."""
+        scales, offsets = (None if part is None else order(part) for part in (self.scales, self.offsets))
+        return replace(self, values=order(self.values), scales=scales, offsets=offsets)
 
     def unpacked(self) -> Tensor:
         """The numbers that it stands for: [out, in]."""
         if self.scales is None:
             return self.values.to(self.dtype)
-        scales = self.scales.repeat_interleave(GROUP, 1)[:, : self.values.shape[1]]
-        return (self.values * scales).to(self.dtype)
+        ins = self.values.shape[1]
+        group = ins // self.scales.shape[1] if self.is_coded else GROUP
+        numbers = self.values * self.scales.repeat_interleave(group, 1)[:, :ins]
+        if self.offsets is not None:
+            numbers += self.offsets.repeat_interleave(group, 1)
+        return numbers.to(self.dtype)
+
+
+def _together(parts: Sequence[Tensor | None]) -> Tensor:
+    """No copy of a single one: matrices are large."""
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if len(present) > 1 else present[0]
 
 
 def _fits(rows: Tensor, dtype: torch.dtype) -> bool:

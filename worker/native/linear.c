@@ -1,4 +1,4 @@
-// Products of rows with a matrix that is stored as fp32, bf16, fp16 or int8. Called by worker/models/native_linear.py,
+// Products of rows with a matrix that is stored as fp32, bf16, fp16, int8 or codes. Called by worker/models/native_linear.py,
 // which holds the same struct; worker/models/linear.py has the same in torch.
 //
 // The matrix lies in panels of PANEL columns, [panels][ins][PANEL]: what a tile needs of it follows one another. Every
@@ -7,6 +7,12 @@
 //
 // fp32, bf16 and fp16 are multiplied in fp32. Of bf16 a panel's first and second WIDTH columns lie side by side,
 // [panels][ins][WIDTH][2].
+//
+// Codes are what files keep: of 4 bits, where a number is scale * code + offset with those of GROUP4 inputs, or of 8, where
+// it is scale * code with that of GROUP8. Those of 4 bits lie as [panels][ins][WIDTH] bytes, a column of the first WIDTH in
+// the lower half and one of the second in the upper; scales and offsets as [panels][groups][2][PANEL], scales alone as
+// [panels][groups][PANEL]. Tiles decode what they read, and their products are those with fp32; for many rows a panel is
+// decoded to fp32 first.
 //
 // To meet int8 a row is rounded itself, to 16 bits with a scale for every group of inputs; products are summed as
 // integers within a group, without any error, and as fp32 from group to group. It takes half of fp32's time; llama.cpp
@@ -65,8 +71,25 @@ INLINE bool by_amx(const Linear *l, int64_t rows) {
     return l->type == BF16_PAIRS || (l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx);
 }
 
+INLINE bool decodes_first(const Linear *l, int64_t rows) { return is_coded(l) && rows > MOST_CODED_ROWS; }
+
 // Rows of one of tiles.h's tiles at most.
 INLINE int64_t most_rows(const Linear *l) { return l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS; }
+
+INLINE void decode_as(enum Type type, const Linear *l, Panel panel, float *out) {
+    for (int64_t k = 0; k < l->ins; k++, out += PANEL) {
+        Vec first, second;
+        weights(type, panel, k, &first, &second);
+        *(Vec *)out = first, *(Vec *)(out + WIDTH) = second;
+    }
+}
+
+// A panel of codes as one of fp32.
+static Panel decoded(const Linear *l, Panel panel, float *memory) {
+    if (l->type == CODES4) decode_as(CODES4, l, panel, memory);
+    else decode_as(CODES8, l, panel, memory);
+    return (Panel){memory, NULL};
+}
 
 // Some rows times a panel, or several that a tile takes at once. memory: a thread's own, as own_memory says.
 // next: the panel that is likely to follow, for which memory is asked meanwhile. Every tile asks for its share: all of it
@@ -74,7 +97,9 @@ INLINE int64_t most_rows(const Linear *l) { return l->type == INT8_QUADS ? MOST_
 static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_t panels, int64_t rows, Input x,
                             const float *add, float *out, void *memory) {
     Vec sums[4 * TALL] __attribute__((aligned(64)));
-    const Panel panel = panel_at(l, index);
+    const bool decodes = decodes_first(l, rows);
+    const Panel panel = decodes ? decoded(l, panel_at(l, index), memory) : panel_at(l, index);
+    const enum Type type = decodes ? FP32 : l->type;
     const int64_t most = most_rows(l), tiles = ratio_up(rows, most);
     const bool asks = rows > 2;
     const int64_t step = asks ? ratio_up(turn_bytes(l), tiles) : 0;
@@ -96,7 +121,7 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
         height = height_of(rows - r, most);
         const Shape *shape = next_shape(height, panels);
         height = shape->rows, panels = shape->panels;
-        shape->of[l->type](l, panel, input_from(l, x, r), sums,
+        shape->of[type](l, panel, input_from(l, x, r), sums,
                            asks ? ahead + tile * panel_bytes(l) / tiles : panel.matrix, step);
         finish(l, height, 2 * panels, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
     }
@@ -219,9 +244,10 @@ static Input prepare(const Linear *l, const float *x, int64_t rows, Prepared to)
 
 bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; }
 
-// A thread's own: for sums of pairs of bf16, or none.
+// A thread's own: for sums of pairs of bf16, for a panel that is decoded, or none.
 static void *own_memory(const Linear *l, int64_t rows) {
-    return l->type == BF16_PAIRS ? aligned_alloc(64, ratio_up(rows, TALL) * TALL * 2 * sizeof(Vec)) : NULL;
+    if (l->type == BF16_PAIRS) return aligned_alloc(64, ratio_up(rows, TALL) * TALL * 2 * sizeof(Vec));
+    return decodes_first(l, rows) ? aligned_alloc(64, l->ins * PANEL * sizeof(float)) : NULL;
 }
 
 void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory,
@@ -278,6 +304,12 @@ INLINE float number(const Linear *l, Panel panel, int64_t k, int64_t column) {
         case BF16: return from_one_bf16(((const uint16_t *)panel.matrix)[in_columns]);
         case FP16: return from_fp16((const uint16_t *)panel.matrix + at - column % WIDTH)[column % WIDTH];
         case BF16_PAIRS: return from_one_bf16(((const uint16_t *)panel.matrix)[in_pairs]);
+        case CODES4: {
+            const float *scale = panel.scales + k / GROUP4 * 2 * PANEL + column;
+            const uint8_t both = ((const uint8_t *)panel.matrix)[k * WIDTH + column % WIDTH];
+            return *scale * (column < WIDTH ? both & 15 : both >> 4) + scale[PANEL];
+        }
+        case CODES8: return ((const int8_t *)panel.matrix)[at] * panel.scales[k / GROUP8 * PANEL + column];
         case INT8_QUADS: return (((const uint8_t *)panel.matrix)[(k / 4 * PANEL + column) * 4 + k % 4] - 128) * *scales;
         default: return ((const int8_t *)panel.matrix)[in_pairs] * *scales;
     }

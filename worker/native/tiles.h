@@ -8,6 +8,8 @@
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
 enum { MOST_QUAD_ROWS = 6 };  // of quads, whose sums come as two halves
 enum { GROUP = 256 };  // inputs that share a scale in int8, the last ones perhaps with fewer
+enum { GROUP4 = 32, GROUP8 = 16 };  // those that share one, and an offset, in codes of 4 bits; and in those of 8
+enum { MOST_CODED_ROWS = 3 * ROWS };  // for which tiles decode, each anew; for more a panel is decoded once
 enum { SLICE = 64 };   // to whole ones of which inputs are padded for int8 and AMX, which multiplies one at once
 enum { STEP = 32 };    // inputs of bf16 that AMX multiplies at once
 
@@ -33,10 +35,16 @@ typedef struct {  // numbers of 16 bits, 256 * high + low
     int8_t high[SLICE], low[SLICE];
 } Halves;
 
-INLINE bool multiplies_fp32(const Linear *l) { return l->type == FP32 || l->type == BF16 || l->type == FP16; }
+INLINE bool is_coded(const Linear *l) { return l->type == CODES4 || l->type == CODES8; }
+INLINE bool multiplies_fp32(const Linear *l) {
+    return l->type == FP32 || l->type == BF16 || l->type == FP16 || is_coded(l);
+}
 INLINE bool rounds_rows(const Linear *l) { return l->type == INT8 || l->type == INT8_QUADS; }
 
-INLINE int64_t groups_of(const Linear *l) { return ratio_up(l->ins, GROUP); }
+INLINE int64_t groups_of(const Linear *l) {
+    return ratio_up(l->ins, l->type == CODES4 ? GROUP4 : l->type == CODES8 ? GROUP8 : GROUP);
+}
+INLINE int64_t panel_scales(const Linear *l) { return groups_of(l) * (l->type == CODES4 ? 2 : 1) * PANEL; }
 INLINE int64_t slices_of(const Linear *l) { return ratio_up(l->ins, SLICE); }
 INLINE int64_t steps_of(const Linear *l) { return slices_of(l) * (SLICE / STEP); }
 
@@ -53,18 +61,34 @@ INLINE int64_t turns_of(const Linear *l) {
     if (multiplies_fp32(l)) return l->ins;
     return slices_of(l) * (l->type == BF16_PAIRS ? SLICE : SLICE / 2);
 }
-INLINE int64_t turn_bytes(const Linear *l) { return PANEL * (l->type == FP32 ? sizeof(float) : sizeof(uint16_t)); }
+INLINE int64_t turn_bytes(const Linear *l) {
+    if (is_coded(l)) return l->type == CODES4 ? PANEL / 2 : PANEL;
+    return PANEL * (l->type == FP32 ? sizeof(float) : sizeof(uint16_t));
+}
 
 INLINE int64_t panel_bytes(const Linear *l) { return turns_of(l) * turn_bytes(l); }
 
 INLINE Panel panel_at(const Linear *l, int64_t panel) {
-    return (Panel){(const char *)l->matrix + panel * panel_bytes(l), l->scales + panel * groups_of(l) * PANEL};
+    return (Panel){(const char *)l->matrix + panel * panel_bytes(l), l->scales + panel * panel_scales(l)};
 }
 
-// An input's weights in a panel. Of bf16 those of two columns are halves of an integer, the first the lower one, so one
-// instruction widens a vector.
-INLINE void weights(enum Type type, const void *matrix, int64_t index, Vec *first, Vec *second) {
-    if (type == FP32) {
+// The weights of input k in a panel, those of the first and of the second WIDTH columns. Of bf16 those of two columns are
+// halves of an integer, the first the lower one, so one instruction widens a vector; so are codes of 4 bits halves of a
+// byte.
+INLINE void weights(enum Type type, Panel panel, int64_t k, Vec *first, Vec *second) {
+    const void *matrix = panel.matrix;
+    const int64_t index = k * PANEL;
+    if (type == CODES4) {
+        const Ints both = ints_from_unsigned((const uint8_t *)matrix + k * WIDTH);
+        const float *scales = panel.scales + k / GROUP4 * 2 * PANEL, *offsets = scales + PANEL;
+        *first = fused(from_ints(both & 15), from_floats(scales), from_floats(offsets));
+        *second = fused(from_ints(both >> 4), from_floats(scales + WIDTH), from_floats(offsets + WIDTH));
+    } else if (type == CODES8) {
+        const int8_t *codes = (const int8_t *)matrix + index;
+        const float *scales = panel.scales + k / GROUP8 * PANEL;
+        *first = from_ints(ints_from_bytes(codes)) * from_floats(scales);
+        *second = from_ints(ints_from_bytes(codes + WIDTH)) * from_floats(scales + WIDTH);
+    } else if (type == FP32) {
         *first = from_floats((const float *)matrix + index), *second = from_floats((const float *)matrix + index + WIDTH);
     } else if (type == FP16) {
         *first = from_fp16((const uint16_t *)matrix + index), *second = from_fp16((const uint16_t *)matrix + index + WIDTH);
@@ -75,19 +99,20 @@ INLINE void weights(enum Type type, const void *matrix, int64_t index, Vec *firs
 }
 
 // out[row][column] = x[row] . column. All but the pointers are constants where it is inlined. ahead: memory to ask for
-// meanwhile, `step` bytes in each turn.
+// meanwhile, `step` bytes in each turn; codes come in time unasked.
 INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out,
                      const char *ahead, int64_t step) {
     const int columns = 2 * panels;
-    const int64_t ins = l->ins, next = ins * PANEL;
+    const int64_t ins = l->ins, bytes = panel_bytes(l), scales = panel_scales(l);
     Vec sums[ROWS][2 * MOST_PANELS];
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int c = 0; c < columns; c++) sums[r][c] = (Vec){0};
     for (int64_t k = 0; k < ins; k++) {
-        __builtin_prefetch(ahead + k * step, 0, 2);
+        if (type != CODES4 && type != CODES8) __builtin_prefetch(ahead + k * step, 0, 2);
         UNROLLED for (int c = 0; c < columns; c += 2) {
             Vec first, second;
-            weights(type, panel.matrix, c / 2 * next + k * PANEL, &first, &second);
+            const Panel here = {(const char *)panel.matrix + c / 2 * bytes, panel.scales + c / 2 * scales};
+            weights(type, here, k, &first, &second);
             UNROLLED for (int r = 0; r < rows; r++) {
                 const Vec number = spread(x.exact[r * ins + k]);
                 accumulate(&sums[r][c], first, number);
@@ -172,7 +197,7 @@ INLINE void multiply_quads(int rows, int panels, const Linear *l, Panel panel, I
 typedef void Tile(const Linear *, Panel, Input, Vec *, const char *, int64_t);
 typedef struct {
     int64_t rows, panels;
-    Tile *of[5];  // by type; quads need more registers, and have no tiles that are higher
+    Tile *of[8];  // by type; quads need more registers, and have no tiles that are higher
 } Shape;
 
 #define TILE(type, rows, panels)                                                                     \
@@ -182,13 +207,15 @@ typedef struct {
         else if (type == INT8_QUADS) multiply_quads(rows, panels, l, panel, x, sums, ahead, step);  \
         else multiply(type, rows, panels, l, panel, x, sums, ahead, step);                          \
     }
-#define TILES(rows, panels) \
-    TILE(FP32, rows, panels) TILE(BF16, rows, panels) TILE(FP16, rows, panels) TILE(INT8, rows, panels)
-#define OF(rows, panels)                                                                                 \
-    tile_FP32_##rows##_##panels, tile_BF16_##rows##_##panels, tile_FP16_##rows##_##panels, \
-        tile_INT8_##rows##_##panels
-#define SHAPE(rows, panels) {rows, panels, {OF(rows, panels)}}
-#define LOW_SHAPE(rows, panels) {rows, panels, {OF(rows, panels), tile_INT8_QUADS_##rows##_##panels}}
+#define TILES(rows, panels)                                                                             \
+    TILE(FP32, rows, panels) TILE(BF16, rows, panels) TILE(FP16, rows, panels) TILE(INT8, rows, panels) \
+    TILE(CODES4, rows, panels) TILE(CODES8, rows, panels)
+#define OF(type, rows, panels) [type] = tile_##type##_##rows##_##panels
+#define ALL(rows, panels)                                                                                  \
+    OF(FP32, rows, panels), OF(BF16, rows, panels), OF(FP16, rows, panels), OF(INT8, rows, panels),        \
+        OF(CODES4, rows, panels), OF(CODES8, rows, panels)
+#define SHAPE(rows, panels) {rows, panels, {ALL(rows, panels)}}
+#define LOW_SHAPE(rows, panels) {rows, panels, {ALL(rows, panels), OF(INT8_QUADS, rows, panels)}}
 
 // At least eight sums hide how long an addition takes: the fewer rows, the more panels at once.
 TILES(1, 1) TILES(1, 4) TILES(2, 1) TILES(2, 2) TILES(3, 1) TILES(4, 1) TILES(5, 1) TILES(6, 1)

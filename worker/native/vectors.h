@@ -42,6 +42,30 @@ INLINE Vec larger(Vec a, Vec b) { return chosen(a < b, b, a); }
 
 INLINE Vec from_floats(const float *x) { return *(const Vec *)x; }
 
+// WIDTH numbers of 8 bits.
+typedef int8_t Few __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+typedef uint8_t FewUnsigned __attribute__((vector_size(WIDTH), aligned(1), may_alias));
+
+INLINE Ints ints_from_bytes(const int8_t *x) {
+#if defined(WIDE)
+    return (Ints)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)x));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)x));
+#else
+    return __builtin_convertvector(*(const Few *)x, Ints);
+#endif
+}
+
+INLINE Ints ints_from_unsigned(const uint8_t *x) {
+#if defined(WIDE)
+    return (Ints)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)x));
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)x));
+#else
+    return __builtin_convertvector(*(const FewUnsigned *)x, Ints);
+#endif
+}
+
 // Integers of 16 bits, two beside each other for every number of a Vec.
 typedef int16_t Pairs __attribute__((vector_size(4 * WIDTH), aligned(2), may_alias));
 
