@@ -141,7 +141,7 @@ class IterationBench:
 
         spec, config = read_spec(locate(self.model)), self._config(1, self.context)
         kv_bytes = block_bytes(spec, spec.num_layers, 1, place(config, spec, HostShare()).kv_dtype)
-        weight_bytes: list[int] = []
+        weight_bytes: list[float] = []
         open_stage(config, 1, lambda model: weight_bytes.append(_weight_bytes(model)))
         return Bounds(limits, spec, weight_bytes[0], kv_bytes)
 
@@ -203,11 +203,25 @@ class IterationBench:
         )
 
 
-def _weight_bytes(model: Any) -> int:
-    """Of a number in the head's matrix as it is kept; taken as what the layers' have, too."""
-    head = model.head.vocabulary
-    head = getattr(head, "product", head)  # of normed rows
-    return int(head.number_bytes if hasattr(head, "number_bytes") else head.weight.dtype.itemsize)
+def _weight_bytes(model: Any) -> float:
+    """Of a number in the matrices as they are kept, on average."""
+    sizes = [_size(getattr(product, "product", product)) for product in _products(model)]  # a norm or a gate has one
+    return sum(num_bytes for num_bytes, _ in sizes) / sum(numbers for _, numbers in sizes)
+
+
+def _products(model: Any) -> Iterator[Any]:
+    for layer in model.layers if hasattr(model, "layers") else model.blocks:
+        parts = layer.parts() if hasattr(layer, "parts") else layer
+        names = ("qkv", "out", "gated", "up", "down")
+        yield from (getattr(parts, name) for name in names if hasattr(parts, name))
+    yield model.head.vocabulary
+
+
+def _size(product: Any) -> tuple[float, int]:
+    """Bytes and numbers of its matrix."""
+    if hasattr(product, "number_bytes"):
+        return product.numbers * product.number_bytes, product.numbers
+    return product.weight.nbytes, product.weight.numel()
 
 
 def _medians(seconds: list[dict[str, float]]) -> dict[str, float]:

@@ -25,7 +25,7 @@ class Bounds:
 
     limits: Limits
     spec: ModelSpec
-    weight_bytes: int  # of a number in a matrix
+    weight_bytes: float  # of a number in a matrix, on average
     kv_bytes: int  # of a token in the KV cache
 
     def decode_s(self, jobs: int, context: int) -> float:
