@@ -74,9 +74,9 @@ class Config:
     the checkpoint's own type on a GPU."""
     weights: Stored = "exact"
     """How a CPU keeps matrices. exact: in --dtype; where that is fp32 native kernels keep the codes of a GGUF file, and
-    other matrices in 16 bits that have all of their numbers. bf16 and int8 (in groups of 256) round them and need less memory, which is what small batches
-    wait for. int8 multiplies integers of 16 and 8 bits, and is the fastest for few jobs; bf16 is more exact. Where a
-    CPU has AMX, bf16 is as fast at prompts, and meets inputs rounded to bf16, too."""
+    other matrices in 16 bits that have all of their numbers. bf16 and int8 (in groups of 256) round them and need less
+    memory, which is what small batches wait for. int8 multiplies integers of 16 and 8 bits, and is the fastest for few
+    jobs; bf16 is more exact. Where a CPU has AMX, bf16 is as fast at prompts, and meets inputs rounded to bf16, too."""
     kv_cache_dtype: KvDtype = "auto"
     """How a CPU keeps keys and values. exact: as they are computed, in --dtype. fp16 and bf16 halve their memory, and
     the time that attention waits for it, and int8, with a scale for each token and head, nearly quarters it; bf16 and
