@@ -11,8 +11,8 @@
 // Codes are what files keep: of 4 bits, where a number is scale * code + offset with those of GROUP4 inputs, or of 8, where
 // it is scale * code with that of GROUP8. Those of 4 bits lie as [panels][ins][WIDTH] bytes, a column of the first WIDTH in
 // the lower half and one of the second in the upper; scales and offsets as [panels][groups][2][PANEL], scales alone as
-// [panels][groups][PANEL]. Tiles decode what they read, and their products are those with fp32; for many rows a panel is
-// decoded to fp32 first.
+// [panels][groups][PANEL]. A tile decodes what it reads, and its products are those with fp32; where others follow, with
+// more rows, it leaves them the panel in fp32.
 //
 // To meet int8 a row is rounded itself, to 16 bits with a scale for every group of inputs; products are summed as
 // integers within a group, without any error, and as fp32 from group to group. It takes half of fp32's time; llama.cpp
@@ -71,38 +71,23 @@ INLINE bool by_amx(const Linear *l, int64_t rows) {
     return l->type == BF16_PAIRS || (l->type == INT8_QUADS && rows >= AMX_ROWS && has_amx);
 }
 
-INLINE bool decodes_first(const Linear *l, int64_t rows) { return is_coded(l) && rows > MOST_CODED_ROWS; }
-
 // Rows of one of tiles.h's tiles at most.
 INLINE int64_t most_rows(const Linear *l) { return l->type == INT8_QUADS ? MOST_QUAD_ROWS : ROWS; }
 
-INLINE void decode_as(enum Type type, const Linear *l, Panel panel, float *out) {
-    for (int64_t k = 0; k < l->ins; k++, out += PANEL) {
-        Vec first, second;
-        weights(type, panel, k, &first, &second);
-        *(Vec *)out = first, *(Vec *)(out + WIDTH) = second;
-    }
-}
-
-// A panel of codes as one of fp32.
-static Panel decoded(const Linear *l, Panel panel, float *memory) {
-    if (l->type == CODES4) decode_as(CODES4, l, panel, memory);
-    else decode_as(CODES8, l, panel, memory);
-    return (Panel){memory, NULL};
-}
+// Panels that a tile of one row takes at once; of codes as many as have their scales and offsets in registers.
+INLINE int64_t most_panels(const Linear *l) { return l->type == BF16_PAIRS ? 1 : is_coded(l->type) ? 2 : MOST_PANELS; }
 
 // Some rows times a panel, or several that a tile takes at once. memory: a thread's own, as own_memory says.
 // next: the panel that is likely to follow, for which memory is asked meanwhile. Every tile asks for its share: all of it
-// in one tile's time is more than memory can send. Not one or two rows, which leave memory no time.
+// in one tile's time is more than memory can send. Not one or two rows, which leave memory no time, but of codes these
+// alone: their tiles take longer, and with more rows what follows comes in time unasked.
 static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_t panels, int64_t rows, Input x,
                             const float *add, float *out, void *memory) {
     Vec sums[4 * TALL] __attribute__((aligned(64)));
-    const bool decodes = decodes_first(l, rows);
-    const Panel panel = decodes ? decoded(l, panel_at(l, index), memory) : panel_at(l, index);
-    const enum Type type = decodes ? FP32 : l->type;
+    const Panel panel = panel_at(l, index);
     const int64_t most = most_rows(l), tiles = ratio_up(rows, most);
-    const bool asks = rows > 2;
-    const int64_t step = asks ? ratio_up(turn_bytes(l), tiles) : 0;
+    const bool asks = (rows > 2) != is_coded(l->type);
+    const int64_t step = asks ? ratio_up(turn_bytes(l) * panels, tiles) : 0;
     const char *ahead = panel_at(l, next).matrix;
     if (l->type == BF16_PAIRS) {
         multiply_bf16_by_amx(l, panel, rows, x.bf16, ahead, memory);
@@ -121,8 +106,10 @@ static int64_t multiply_run(const Linear *l, int64_t index, int64_t next, int64_
         height = height_of(rows - r, most);
         const Shape *shape = next_shape(height, panels);
         height = shape->rows, panels = shape->panels;
-        shape->of[type](l, panel, input_from(l, x, r), sums,
-                           asks ? ahead + tile * panel_bytes(l) / tiles : panel.matrix, step);
+        const char *asked = asks ? ahead + tile * panel_bytes(l) / tiles : panel.matrix;
+        const bool is_decoded = is_coded(l->type) && r > 0;
+        shape->of[is_decoded ? FP32 : l->type](l, is_decoded ? (Panel){memory, NULL} : panel, input_from(l, x, r), sums,
+                                               asked, step, memory);
         finish(l, height, 2 * panels, index, sums, add ? add + r * l->outs : NULL, out + r * l->outs);
     }
     return panels;
@@ -247,7 +234,7 @@ bool worth_threads(int64_t multiplications) { return multiplications > 1 << 16; 
 // A thread's own: for sums of pairs of bf16, for a panel that is decoded, or none.
 static void *own_memory(const Linear *l, int64_t rows) {
     if (l->type == BF16_PAIRS) return aligned_alloc(64, ratio_up(rows, TALL) * TALL * 2 * sizeof(Vec));
-    return decodes_first(l, rows) ? aligned_alloc(64, l->ins * PANEL * sizeof(float)) : NULL;
+    return is_coded(l->type) && rows > ROWS ? aligned_alloc(64, l->ins * PANEL * sizeof(float)) : NULL;
 }
 
 void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *add, float *out, void *memory,
@@ -256,7 +243,7 @@ void multiply_rows(const Linear *l, const float *x, int64_t rows, const float *a
     const bool in_tiles = by_amx(l, rows);
     const int64_t most = in_tiles ? 2 * TALL : most_rows(l), numbers = in_tiles ? AMX_CHUNK_NUMBERS : CHUNK_NUMBERS;
     const int64_t chunk = rows <= most ? rows : smaller(rows, ratio_up(numbers, ins * most) * most);
-    const int64_t chunks = ratio_up(rows, chunk), few = l->type == BF16_PAIRS ? 1 : 4;  // panels that a tile takes
+    const int64_t chunks = ratio_up(rows, chunk), few = most_panels(l);
     const int64_t together = rows == 1 ? few : rows == 2 ? ratio_up(few, 2) : 1;
     const int64_t runs = ratio_up(panels, together);
     divide(ranges, chunks * runs);

@@ -9,7 +9,6 @@ enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // su
 enum { MOST_QUAD_ROWS = 6 };  // of quads, whose sums come as two halves
 enum { GROUP = 256 };  // inputs that share a scale in int8, the last ones perhaps with fewer
 enum { GROUP4 = 32, GROUP8 = 16 };  // those that share one, and an offset, in codes of 4 bits; and in those of 8
-enum { MOST_CODED_ROWS = 3 * ROWS };  // for which tiles decode, each anew; for more a panel is decoded once
 enum { SLICE = 64 };   // to whole ones of which inputs are padded for int8 and AMX, which multiplies one at once
 enum { STEP = 32 };    // inputs of bf16 that AMX multiplies at once
 
@@ -35,15 +34,14 @@ typedef struct {  // numbers of 16 bits, 256 * high + low
     int8_t high[SLICE], low[SLICE];
 } Halves;
 
-INLINE bool is_coded(const Linear *l) { return l->type == CODES4 || l->type == CODES8; }
+INLINE bool is_coded(enum Type type) { return type == CODES4 || type == CODES8; }
+INLINE int64_t group_size(enum Type type) { return type == CODES4 ? GROUP4 : type == CODES8 ? GROUP8 : GROUP; }
 INLINE bool multiplies_fp32(const Linear *l) {
-    return l->type == FP32 || l->type == BF16 || l->type == FP16 || is_coded(l);
+    return l->type == FP32 || l->type == BF16 || l->type == FP16 || is_coded(l->type);
 }
 INLINE bool rounds_rows(const Linear *l) { return l->type == INT8 || l->type == INT8_QUADS; }
 
-INLINE int64_t groups_of(const Linear *l) {
-    return ratio_up(l->ins, l->type == CODES4 ? GROUP4 : l->type == CODES8 ? GROUP8 : GROUP);
-}
+INLINE int64_t groups_of(const Linear *l) { return ratio_up(l->ins, group_size(l->type)); }
 INLINE int64_t panel_scales(const Linear *l) { return groups_of(l) * (l->type == CODES4 ? 2 : 1) * PANEL; }
 INLINE int64_t slices_of(const Linear *l) { return ratio_up(l->ins, SLICE); }
 INLINE int64_t steps_of(const Linear *l) { return slices_of(l) * (SLICE / STEP); }
@@ -62,7 +60,7 @@ INLINE int64_t turns_of(const Linear *l) {
     return slices_of(l) * (l->type == BF16_PAIRS ? SLICE : SLICE / 2);
 }
 INLINE int64_t turn_bytes(const Linear *l) {
-    if (is_coded(l)) return l->type == CODES4 ? PANEL / 2 : PANEL;
+    if (is_coded(l->type)) return l->type == CODES4 ? PANEL / 2 : PANEL;
     return PANEL * (l->type == FP32 ? sizeof(float) : sizeof(uint16_t));
 }
 
@@ -72,22 +70,34 @@ INLINE Panel panel_at(const Linear *l, int64_t panel) {
     return (Panel){(const char *)l->matrix + panel * panel_bytes(l), l->scales + panel * panel_scales(l)};
 }
 
+typedef struct {  // what makes numbers of the codes of a group in a panel, of the first and the second WIDTH columns
+    Vec scales[2], offsets[2];
+} Group;
+
+// That of input k.
+INLINE Group group_at(enum Type type, Panel panel, int64_t k) {
+    Group group = {{{0}}};
+    if (is_coded(type)) {
+        const float *at = panel.scales + k / group_size(type) * (type == CODES4 ? 2 : 1) * PANEL;
+        group.scales[0] = from_floats(at), group.scales[1] = from_floats(at + WIDTH);
+        if (type == CODES4) group.offsets[0] = from_floats(at + PANEL), group.offsets[1] = from_floats(at + PANEL + WIDTH);
+    }
+    return group;
+}
+
 // The weights of input k in a panel, those of the first and of the second WIDTH columns. Of bf16 those of two columns are
 // halves of an integer, the first the lower one, so one instruction widens a vector; so are codes of 4 bits halves of a
 // byte.
-INLINE void weights(enum Type type, Panel panel, int64_t k, Vec *first, Vec *second) {
-    const void *matrix = panel.matrix;
+INLINE void weights(enum Type type, const void *matrix, const Group *group, int64_t k, Vec *first, Vec *second) {
     const int64_t index = k * PANEL;
     if (type == CODES4) {
         const Ints both = ints_from_unsigned((const uint8_t *)matrix + k * WIDTH);
-        const float *scales = panel.scales + k / GROUP4 * 2 * PANEL, *offsets = scales + PANEL;
-        *first = fused(from_ints(both & 15), from_floats(scales), from_floats(offsets));
-        *second = fused(from_ints(both >> 4), from_floats(scales + WIDTH), from_floats(offsets + WIDTH));
+        *first = fused(from_ints(both & 15), group->scales[0], group->offsets[0]);
+        *second = fused(from_ints(both >> 4), group->scales[1], group->offsets[1]);
     } else if (type == CODES8) {
         const int8_t *codes = (const int8_t *)matrix + index;
-        const float *scales = panel.scales + k / GROUP8 * PANEL;
-        *first = from_ints(ints_from_bytes(codes)) * from_floats(scales);
-        *second = from_ints(ints_from_bytes(codes + WIDTH)) * from_floats(scales + WIDTH);
+        *first = from_ints(ints_from_bytes(codes)) * group->scales[0];
+        *second = from_ints(ints_from_bytes(codes + WIDTH)) * group->scales[1];
     } else if (type == FP32) {
         *first = from_floats((const float *)matrix + index), *second = from_floats((const float *)matrix + index + WIDTH);
     } else if (type == FP16) {
@@ -99,24 +109,30 @@ INLINE void weights(enum Type type, Panel panel, int64_t k, Vec *first, Vec *sec
 }
 
 // out[row][column] = x[row] . column. All but the pointers are constants where it is inlined. ahead: memory to ask for
-// meanwhile, `step` bytes in each turn; codes come in time unasked.
+// meanwhile, `step` bytes in each turn. decoded: where to write the numbers of a single panel of codes, or none.
 INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out,
-                     const char *ahead, int64_t step) {
+                     const char *ahead, int64_t step, float *decoded) {
     const int columns = 2 * panels;
     const int64_t ins = l->ins, bytes = panel_bytes(l), scales = panel_scales(l);
     Vec sums[ROWS][2 * MOST_PANELS];
     UNROLLED for (int r = 0; r < rows; r++)
         UNROLLED for (int c = 0; c < columns; c++) sums[r][c] = (Vec){0};
-    for (int64_t k = 0; k < ins; k++) {
-        if (type != CODES4 && type != CODES8) __builtin_prefetch(ahead + k * step, 0, 2);
-        UNROLLED for (int c = 0; c < columns; c += 2) {
-            Vec first, second;
-            const Panel here = {(const char *)panel.matrix + c / 2 * bytes, panel.scales + c / 2 * scales};
-            weights(type, here, k, &first, &second);
-            UNROLLED for (int r = 0; r < rows; r++) {
-                const Vec number = spread(x.exact[r * ins + k]);
-                accumulate(&sums[r][c], first, number);
-                accumulate(&sums[r][c + 1], second, number);
+    for (int64_t k = 0; k < ins;) {
+        Group groups[MOST_PANELS];
+        UNROLLED for (int p = 0; p < panels; p++)
+            groups[p] = group_at(type, (Panel){NULL, panel.scales + p * scales}, k);
+        for (const int64_t end = is_coded(type) ? k + group_size(type) : ins; k < end; k++) {
+            if (!is_coded(type) || rows <= 2) __builtin_prefetch(ahead + k * step, 0, 2);
+            UNROLLED for (int c = 0; c < columns; c += 2) {
+                Vec first, second;
+                weights(type, (const char *)panel.matrix + c / 2 * bytes, &groups[c / 2], k, &first, &second);
+                if (is_coded(type) && panels == 1 && decoded)
+                    *(Vec *)(decoded + k * PANEL) = first, *(Vec *)(decoded + k * PANEL + WIDTH) = second;
+                UNROLLED for (int r = 0; r < rows; r++) {
+                    const Vec number = spread(x.exact[r * ins + k]);
+                    accumulate(&sums[r][c], first, number);
+                    accumulate(&sums[r][c + 1], second, number);
+                }
             }
         }
     }
@@ -194,7 +210,7 @@ INLINE void multiply_quads(int rows, int panels, const Linear *l, Panel panel, I
         UNROLLED for (int c = 0; c < columns; c++) out[r * columns + c] = sums[r][c];
 }
 
-typedef void Tile(const Linear *, Panel, Input, Vec *, const char *, int64_t);
+typedef void Tile(const Linear *, Panel, Input, Vec *, const char *, int64_t, float *);
 typedef struct {
     int64_t rows, panels;
     Tile *of[8];  // by type; quads need more registers, and have no tiles that are higher
@@ -202,10 +218,10 @@ typedef struct {
 
 #define TILE(type, rows, panels)                                                                     \
     static void tile_##type##_##rows##_##panels(const Linear *l, Panel panel, Input x, Vec *sums, \
-                                                const char *ahead, int64_t step) {                \
+                                                const char *ahead, int64_t step, float *decoded) { \
         if (type == INT8) multiply_rounded(rows, panels, l, panel, x, sums, ahead, step);           \
         else if (type == INT8_QUADS) multiply_quads(rows, panels, l, panel, x, sums, ahead, step);  \
-        else multiply(type, rows, panels, l, panel, x, sums, ahead, step);                          \
+        else multiply(type, rows, panels, l, panel, x, sums, ahead, step, decoded);                 \
     }
 #define TILES(rows, panels)                                                                             \
     TILE(FP32, rows, panels) TILE(BF16, rows, panels) TILE(FP16, rows, panels) TILE(INT8, rows, panels) \
@@ -218,9 +234,9 @@ typedef struct {
 #define LOW_SHAPE(rows, panels) {rows, panels, {ALL(rows, panels), OF(INT8_QUADS, rows, panels)}}
 
 // At least eight sums hide how long an addition takes: the fewer rows, the more panels at once.
-TILES(1, 1) TILES(1, 4) TILES(2, 1) TILES(2, 2) TILES(3, 1) TILES(4, 1) TILES(5, 1) TILES(6, 1)
+TILES(1, 1) TILES(1, 2) TILES(1, 4) TILES(2, 1) TILES(2, 2) TILES(3, 1) TILES(4, 1) TILES(5, 1) TILES(6, 1)
 #define QUAD_TILE(rows, panels) TILE(INT8_QUADS, rows, panels)
-QUAD_TILE(1, 1) QUAD_TILE(1, 4) QUAD_TILE(2, 1) QUAD_TILE(2, 2) QUAD_TILE(3, 1) QUAD_TILE(4, 1) QUAD_TILE(5, 1)
+QUAD_TILE(1, 1) QUAD_TILE(1, 2) QUAD_TILE(1, 4) QUAD_TILE(2, 1) QUAD_TILE(2, 2) QUAD_TILE(3, 1) QUAD_TILE(4, 1) QUAD_TILE(5, 1)
 QUAD_TILE(6, 1)
 #ifdef WIDE
 TILES(7, 1) TILES(8, 1) TILES(9, 1) TILES(10, 1) TILES(11, 1) TILES(12, 1)
@@ -230,7 +246,7 @@ static const Shape shapes[] = {
     SHAPE(12, 1), SHAPE(11, 1), SHAPE(10, 1), SHAPE(9, 1), SHAPE(8, 1), SHAPE(7, 1),
 #endif
     LOW_SHAPE(6, 1), LOW_SHAPE(5, 1), LOW_SHAPE(4, 1), LOW_SHAPE(3, 1),
-    LOW_SHAPE(2, 2), LOW_SHAPE(2, 1), LOW_SHAPE(1, 4), LOW_SHAPE(1, 1),
+    LOW_SHAPE(2, 2), LOW_SHAPE(2, 1), LOW_SHAPE(1, 4), LOW_SHAPE(1, 2), LOW_SHAPE(1, 1),
 };
 
 // Of tiles of about the same height, as high as they get.
