@@ -43,7 +43,7 @@ UNSEEN = -1
 
 
 BLOCK_CODE: Final = "i"
-"""Of block numbers that lie side by side, for array and numpy alike: 32 bits, in the machine's order."""
+"""Of block numbers that lie side by side, for array and memoryview: 32 bits, in the machine's order."""
 
 
 def pack_blocks(blocks: Iterable[int]) -> bytes:

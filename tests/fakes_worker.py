@@ -145,11 +145,12 @@ class FakeJob:
 
 
 def coded_matrix(out: int, ins: int, bits: int) -> StoredMatrix:
-    """Random codes of 4 or 8 bits, with scales and offsets of any size and sign, those of 4 bits such as files have."""
+    """Random codes of 4 or 8 bits; scales have as few bits as those of files, and as any have where offsets are 0."""
     random = torch.Generator().manual_seed(out)
-    lowest, group = (0, GROUP4) if bits == 4 else (-128, GROUP8)
-    codes = torch.randint(lowest, lowest + 2**bits, (out, ins), generator=random)
+    lowest, group, dtype = (0, GROUP4, torch.uint8) if bits == 4 else (-128, GROUP8, torch.int8)
+    codes = torch.randint(lowest, lowest + 2**bits, (out, ins), generator=random).to(dtype)
     scales, offsets = (torch.randn(out, ins // group, generator=random) for _ in range(2))
-    if bits == 4:
-        return StoredMatrix(codes.to(torch.uint8), scales.half().float(), offsets)
-    return StoredMatrix(codes.to(torch.int8), scales)
+    few_bits = torch.rand(out, ins // group, generator=random) < 0.5
+    return StoredMatrix(
+        codes, torch.where(few_bits, scales.half().float(), scales), torch.where(few_bits, offsets, 0.0)
+    )

@@ -14,6 +14,7 @@ from common.config import Stored
 from launch.bench.iteration import IterationBench, Watch
 from launch.bench.limits import Limits
 from worker.models.native_layers import PARTS
+from worker.native.library import open_library
 
 
 def test_a_part_within_another_stops_the_outer_ones_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,6 +51,17 @@ def test_the_bound_reads_half_of_exact_matrices_that_fit_in_16_bits(tmp_path: Pa
     weights = {name: tensor.bfloat16() for name, tensor in load_file(path / "model.safetensors").items()}
     save_file(weights, path / "model.safetensors")
     assert IterationBench(model=str(path), threads=1)._bounds(Limits(1.0, 1.0)).weight_bytes == 2
+
+
+def test_the_bound_is_known_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_library.cache_clear()
+    monkeypatch.setenv("PATH", "")
+    try:
+        assert (
+            IterationBench(model=str(write_tiny_model(tmp_path)), threads=1)._bounds(Limits(1.0, 1.0)).weight_bytes == 4
+        )
+    finally:
+        open_library.cache_clear()
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from fakes_worker import coded_matrix
 
 from common.config import Stored
 from worker.models.linear import GatedLinear, NormedLinear, PackedLinear, PlainLinear
@@ -52,6 +53,14 @@ def test_without_a_compiler_fp32_is_packed() -> None:
     assert isinstance(product, NormedLinear)
     assert isinstance(product.product, PackedLinear)
     assert isinstance(load_gated(Matrices(), *GATED, bias=False, norm=NORM), GatedLinear)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_codes_are_unpacked() -> None:
+    matrix, x = coded_matrix(8, 64, 4), torch.randn(3, 64)
+    product = make_linear(matrix)
+    assert isinstance(product, PackedLinear)
+    torch.testing.assert_close(product(x), x @ matrix.unpacked().T)
 
 
 def test_what_is_neither_is_multiplied_plainly() -> None:

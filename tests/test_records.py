@@ -27,6 +27,7 @@ from common.records import (
     decode_report,
     encode,
     pack_blocks,
+    unpack_blocks,
 )
 
 SCALARS: dict[Any, st.SearchStrategy[Any]] = {
@@ -107,6 +108,11 @@ def test_a_payload_that_was_cut_short_is_refused(length: int) -> None:
 def test_a_pickle_is_refused() -> None:
     with pytest.raises(msgspec.DecodeError):
         decode_order(pickle.dumps(["Stop"]))
+
+
+@given(st.lists(st.integers(0, 2**31 - 1)))
+def test_packed_blocks_are_the_same_numbers(blocks: list[int]) -> None:
+    assert list(unpack_blocks(pack_blocks(blocks))) == blocks
 
 
 def test_a_plan_of_a_full_batch_is_small() -> None:

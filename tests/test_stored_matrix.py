@@ -90,8 +90,12 @@ def test_what_is_stacked_is_kept_as_its_parts_are() -> None:
     assert StoredMatrix.stacked([alone]).values is alone.values
 
 
-def test_what_is_kept_in_several_ways_is_stacked_as_numbers() -> None:
-    parts = [coded_matrix(3, 64, 4), coded_matrix(4, 64, 8), StoredMatrix.of(torch.randn(2, 64), "exact")]
+def test_what_is_kept_in_several_ways_is_stacked_in_one_that_all_can_be_kept_in() -> None:
+    codes = [coded_matrix(3, 64, 4), coded_matrix(4, 64, 8)]
+    stacked = StoredMatrix.stacked(codes)
+    assert (stacked.values.dtype, stacked.is_coded) == (torch.int8, True)
+    assert torch.equal(stacked.unpacked(), torch.cat([part.unpacked() for part in codes]))
+    parts = [*codes, StoredMatrix.of(torch.randn(2, 64), "exact")]
     stacked = StoredMatrix.stacked(parts)
     assert stacked.values.dtype == torch.float
     assert torch.equal(stacked.values, torch.cat([part.unpacked() for part in parts]))

@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize
 from safetensors.torch import save_file
 
+from common.config import Stored
 from common.gguf_file import read_gguf
 from common.model_files import ModelError
 from common.model_spec import ModelSpec
+from worker.gguf_codes import CODED
 from worker.gguf_weights import GgufWeights
 from worker.safetensors_weights import SafetensorsWeights
 
 CPU = torch.device("cpu")
-EMBEDDING = "model.embed_tokens.weight"
+EMBEDDING, Q = "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"
 
 
 # ---------------------------------------------------------------------------- safetensors
@@ -186,10 +189,36 @@ def test_unquantized_weights_are_read_as_they_are(tmp_path: Path) -> None:
     assert weights.get("model.norm.weight", 5, 6, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_other_packings_are_refused_by_name(tmp_path: Path) -> None:
-    weights = gguf(tmp_path, {"token_embd.weight": (np.zeros((2, 84), np.uint8), GGMLQuantizationType.Q2_K)})
-    with pytest.raises(ModelError, match=r"token_embd\.weight is packed as Q2_K, which is not one of F32, F16"):
-        weights.get(EMBEDDING, 2, 256)
+@pytest.mark.parametrize("packing", sorted(CODED))
+def test_codes_stand_for_the_numbers_that_the_library_unpacks(packing: GGMLQuantizationType, tmp_path: Path) -> None:
+    """Also those of q, whose rows are reordered."""
+    per_block, block_bytes = GGML_QUANT_SIZES[packing]
+    blocks = np.random.default_rng(0).integers(0, 60, (32, 512 // per_block * block_bytes), np.uint8)
+    weights = gguf(tmp_path, {"blk.0.attn_q.weight": (blocks, packing)})
+    matrix, numbers = weights.matrix(Q, 32, 512), weights.get(Q, 32, 512)
+    assert matrix.is_coded
+    assert torch.equal(matrix.unpacked(), numbers)
+    assert not torch.equal(numbers, torch.from_numpy(dequantize(blocks, packing)))
+    for dtype, stored in ((torch.bfloat16, "exact"), (torch.float, "int8")):
+        weights = gguf(tmp_path, {"blk.0.attn_q.weight": (blocks, packing)}, dtype, stored)
+        assert not weights.matrix(Q, 32, 512).is_coded
+
+
+@pytest.mark.parametrize("packing", ["Q2_K", "Q3_K", "IQ4_XS"])
+def test_what_has_no_codes_that_are_kept_is_unpacked(packing: str, tmp_path: Path) -> None:
+    kind = GGMLQuantizationType[packing]
+    per_block, block_bytes = GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(0).integers(0, 60, (2, 256 // per_block * block_bytes), np.uint8)
+    weights = gguf(tmp_path, {"token_embd.weight": (blocks, kind)})
+    matrix = weights.matrix(EMBEDDING, 2, 256)
+    assert not matrix.is_coded
+    assert torch.equal(matrix.values, torch.from_numpy(dequantize(blocks, kind)))
+
+
+def test_packings_that_the_library_does_not_know_are_refused_by_name(tmp_path: Path) -> None:
+    weights = gguf(tmp_path, {"token_embd.weight": (np.zeros((2, 292), np.uint8), GGMLQuantizationType.Q8_K)})
+    with pytest.raises(ModelError, match=r"embed_tokens\.weight is packed as Q8_K, which nothing here unpacks"):
+        weights.matrix(EMBEDDING, 2, 256)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +236,12 @@ def test_a_gguf_tensor_that_does_not_fit_is_refused_by_name(
         weights.get(name, *shape)
 
 
-def gguf(directory: Path, tensors: dict[str, tuple[np.ndarray, GGMLQuantizationType | None]]) -> GgufWeights:
+def gguf(
+    directory: Path,
+    tensors: dict[str, tuple[np.ndarray, GGMLQuantizationType | None]],
+    dtype: torch.dtype = torch.float,
+    stored: Stored = "exact",
+) -> GgufWeights:
     path = directory / "packed.gguf"
     writer = GGUFWriter(path, "llama")
     for name, (data, kind) in tensors.items():
@@ -216,7 +250,7 @@ def gguf(directory: Path, tensors: dict[str, tuple[np.ndarray, GGMLQuantizationT
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return GgufWeights(read_gguf(path), SPEC, CPU, torch.float32)
+    return GgufWeights(read_gguf(path), SPEC, CPU, dtype, stored)
 
 
 SPEC = ModelSpec(

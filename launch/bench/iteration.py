@@ -205,7 +205,7 @@ class IterationBench:
 
 def _weight_bytes(model: Any) -> float:
     """Of a number in the matrices as they are kept, on average."""
-    sizes = [_size(getattr(product, "product", product)) for product in _products(model)]  # a norm or a gate has one
+    sizes = [_size(product) for product in _products(model)]
     return sum(num_bytes for num_bytes, _ in sizes) / sum(numbers for _, numbers in sizes)
 
 
@@ -218,7 +218,9 @@ def _products(model: Any) -> Iterator[Any]:
 
 
 def _size(product: Any) -> tuple[float, int]:
-    """Bytes and numbers of its matrix."""
+    """Bytes and numbers of its matrix, which may be within a norm or a gate."""
+    while hasattr(product, "product"):
+        product = product.product
     if hasattr(product, "number_bytes"):
         return product.numbers * product.number_bytes, product.numbers
     return product.weight.nbytes, product.weight.numel()

@@ -93,7 +93,9 @@ def load_ends(
         return head.columns, head
     assert embedding is not None
     product = head.product if isinstance(head, NormedLinear) else head
-    is_heads = spec.tied_embeddings and isinstance(product, PlainLinear)  # which keeps this very tensor
+    is_heads = spec.tied_embeddings and isinstance(
+        product, PlainLinear
+    )  # which keeps this very tensor, if it is one of numbers
     return (embedding if is_heads else embedding.narrowed()).rows, head
 
 

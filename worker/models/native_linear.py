@@ -37,7 +37,7 @@ _NUMBER_BYTES = {
     Layout.INT8: 1,
     Layout.INT8_QUADS: 1,
     Layout.CODES4: 1 / 2 + 8 / GROUP4,
-    Layout.CODES8: 1 + 4 / GROUP8,
+    Layout.CODES8: 1 + 8 / GROUP8,
 }
 
 
@@ -75,7 +75,7 @@ class NativeLinear:
 
     @property
     def number_bytes(self) -> float:
-        """Of a number in the matrix as it is stored, with its part of scales and offsets."""
+        """Of a number in the matrix as it is stored, with its part of a code's scale and offset."""
         return _NUMBER_BYTES.get(Layout(self.parameters.type), 2)
 
     @classmethod
@@ -105,6 +105,8 @@ class NativeLinear:
             values = _side_by_side(values, 2, library.linear_slice())
         scales = None if matrix.scales is None else panels(matrix.scales)
         if scales is not None and matrix.offsets is not None:
+            group = library.linear_group_of_4_bits() if layout == Layout.CODES4 else library.linear_group_of_8_bits()
+            assert matrix.offsets.shape[1] * group == matrix.values.shape[1]
             scales = torch.stack((scales, panels(matrix.offsets)), 2)
         biases = None if bias is None else panels(bias[:, None])
         parameters = Parameters(
@@ -145,7 +147,7 @@ def layout_of(matrix: StoredMatrix, library: ctypes.CDLL) -> Layout:
     for question in (library.linear_amx, library.linear_quads):
         question.restype = ctypes.c_bool
     if matrix.is_coded:
-        return Layout.CODES8 if matrix.offsets is None else Layout.CODES4
+        return Layout.CODES4 if dtype == torch.uint8 else Layout.CODES8
     if dtype == torch.int8:
         return Layout.INT8_QUADS if library.linear_quads() else Layout.INT8
     if dtype == torch.half:

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.config import Stored
 
 GROUP = 256  # inputs that share a scale in int8, the last ones perhaps with fewer
-GROUP4, GROUP8 = 32, 16  # those that share scale and offset in codes of 4 bits, and a scale in codes of 8
+GROUP4, GROUP8 = 32, 16  # those that share scale and offset in codes of 4 bits, and of 8
 _LARGEST = 127
 # What is rounded at once: the steps between need several times its memory, and an embedding can be most of a model.
 _ROWS_AT_ONCE = 4096
@@ -18,15 +18,15 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class StoredMatrix:
-    """Numbers, or integers: scale * integer, plus an offset, with those of a group of inputs.
+    """Numbers, or integers: scale * integer [+ offset], with those of a group of inputs.
 
-    Integers of int8 are rounded, codes are exactly what a file has instead of numbers. A scale times a code of 4 bits is
-    exact in fp32, as files have fewer bits for scales, so it does not matter whether that is rounded.
+    Integers of int8 are rounded; codes are exactly what a file has instead of numbers. Either their offset is 0, or a
+    scale times a code is exact in fp32, as files have few bits for scales: so a number is rounded once.
     """
 
     values: Tensor  # [out, in]; codes of 4 bits are uint8, those of 8 int8
     scales: Tensor | None = None  # of integers: fp32 [out, groups of in]
-    offsets: Tensor | None = None  # of codes of 4 bits: fp32 [out, groups of in]
+    offsets: Tensor | None = None  # of codes: fp32 [out, groups of in]
     dtype: torch.dtype = torch.float  # of the matrix
     exact: bool = True  # these are the matrix's numbers, so what they meet must not be rounded either
 
@@ -45,10 +45,13 @@ class StoredMatrix:
 
     @classmethod
     def stacked(cls, parts: Sequence["StoredMatrix"]) -> "StoredMatrix":
-        """All rows of the first, then those of the next; in fp32 where they are kept in different ways."""
+        """All rows of the first, then those of the next, in the fewest bytes that all can be kept in."""
         first = parts[0]
-        if len({(part.values.dtype, part.is_coded) for part in parts}) > 1:
-            return cls(torch.cat([part.unpacked() for part in parts]), dtype=first.dtype, exact=first.exact)
+        if len({part.values.dtype for part in parts}) > 1:
+            coded = all(part.is_coded for part in parts)
+            return cls.stacked(
+                [part._of_8_bits() if coded else cls(part.unpacked(), dtype=first.dtype) for part in parts]
+            )
         return replace(
             first,
             values=_together([part.values for part in parts]),
@@ -58,7 +61,17 @@ class StoredMatrix:
 
     @property
     def is_coded(self) -> bool:
-        return self.exact and self.scales is not None
+        return self.offsets is not None
+
+    def _of_8_bits(self) -> "StoredMatrix":
+        """The same codes in the form that has room for all."""
+        assert self.scales is not None
+        assert self.offsets is not None
+        if self.values.dtype == torch.int8:
+            return self
+        times = GROUP4 // GROUP8
+        scales, offsets = (part.repeat_interleave(times, 1) for part in (self.scales, self.offsets))
+        return replace(self, values=self.values.to(torch.int8), scales=scales, offsets=offsets)
 
     def narrowed(self, dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.half)) -> "StoredMatrix":
         """The same numbers in the first of `dtypes` that has all of them: most checkpoints are published in one.
@@ -84,7 +97,7 @@ class StoredMatrix:
         if self.scales is None:
             return self.values.to(self.dtype)
         ins = self.values.shape[1]
-        group = ins // self.scales.shape[1] if self.is_coded else GROUP
+        group = GROUP if self.offsets is None else ins // self.offsets.shape[1]
         numbers = self.values * self.scales.repeat_interleave(group, 1)[:, :ins]
         if self.offsets is not None:
             numbers += self.offsets.repeat_interleave(group, 1)

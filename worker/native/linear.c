@@ -8,11 +8,10 @@
 // fp32, bf16 and fp16 are multiplied in fp32. Of bf16 a panel's first and second WIDTH columns lie side by side,
 // [panels][ins][WIDTH][2].
 //
-// Codes are what files keep: of 4 bits, where a number is scale * code + offset with those of GROUP4 inputs, or of 8, where
-// it is scale * code with that of GROUP8. Those of 4 bits lie as [panels][ins][WIDTH] bytes, a column of the first WIDTH in
-// the lower half and one of the second in the upper; scales and offsets as [panels][groups][2][PANEL], scales alone as
-// [panels][groups][PANEL]. A tile decodes what it reads, and its products are those with fp32; where others follow, with
-// more rows, it leaves them the panel in fp32.
+// Codes are what files keep, of 4 or 8 bits: a number is scale * code + offset, rounded once, with those of GROUP4 or GROUP8
+// inputs, which lie as [panels][groups][2][PANEL]. Those of 4 bits lie as [panels][ins][WIDTH] bytes, a column of the first
+// WIDTH in the lower half and one of the second in the upper. A tile decodes what it reads, and its products are those with
+// fp32; where others of the same chunk of rows follow it leaves them the panel in fp32.
 //
 // To meet int8 a row is rounded itself, to 16 bits with a scale for every group of inputs; products are summed as
 // integers within a group, without any error, and as fp32 from group to group. It takes half of fp32's time; llama.cpp
@@ -34,6 +33,8 @@ enum { AMX_CHUNK_NUMBERS = 1 << 18 };  // of 16 bits; the CPUs that have AMX hav
 
 int64_t linear_width(void) { return WIDTH; }
 int64_t linear_group(void) { return GROUP; }
+int64_t linear_group_of_4_bits(void) { return GROUP4; }
+int64_t linear_group_of_8_bits(void) { return GROUP8; }
 int64_t linear_slice(void) { return SLICE; }
 bool linear_fp16(void) { return WIDENS_FP16; }
 bool linear_quads(void) { return QUADS; }
@@ -291,12 +292,13 @@ INLINE float number(const Linear *l, Panel panel, int64_t k, int64_t column) {
         case BF16: return from_one_bf16(((const uint16_t *)panel.matrix)[in_columns]);
         case FP16: return from_fp16((const uint16_t *)panel.matrix + at - column % WIDTH)[column % WIDTH];
         case BF16_PAIRS: return from_one_bf16(((const uint16_t *)panel.matrix)[in_pairs]);
-        case CODES4: {
-            const float *scale = panel.scales + k / GROUP4 * 2 * PANEL + column;
-            const uint8_t both = ((const uint8_t *)panel.matrix)[k * WIDTH + column % WIDTH];
-            return *scale * (column < WIDTH ? both & 15 : both >> 4) + scale[PANEL];
+        case CODES4:
+        case CODES8: {
+            const float *scale = panel.scales + k / group_size(l->type) * 2 * PANEL + column;
+            const uint8_t *bytes = panel.matrix, both = bytes[k * WIDTH + column % WIDTH];
+            const int code = l->type == CODES8 ? (int8_t)bytes[at] : column < WIDTH ? both & 15 : both >> 4;
+            return *scale * code + scale[PANEL];
         }
-        case CODES8: return ((const int8_t *)panel.matrix)[at] * panel.scales[k / GROUP8 * PANEL + column];
         case INT8_QUADS: return (((const uint8_t *)panel.matrix)[(k / 4 * PANEL + column) * 4 + k % 4] - 128) * *scales;
         default: return ((const int8_t *)panel.matrix)[in_pairs] * *scales;
     }

@@ -12,7 +12,7 @@ enum Type { FP32, BF16, FP16, INT8, INT8_QUADS, BF16_PAIRS, CODES4, CODES8 };
 typedef struct {
     int64_t ins, outs, type, gated, threads;
     const void *matrix;   // as linear.c says; gated: the first half of a panel are gates, the second what they let through
-    const float *scales;  // of int8, either way, and of codes: as linear.c says
+    const float *scales;  // of int8, either way: [panels][groups][PANEL]; of codes as linear.c says
     const float *bias;    // [panels * PANEL], or none
     const float *norm;    // of an RMS norm of the rows before, [ins], or none
     float epsilon;

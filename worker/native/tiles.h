@@ -8,7 +8,7 @@
 enum { PANEL = 2 * WIDTH, ROWS = WIDTH == 16 ? 12 : 6, MOST_PANELS = 4 };  // sums of ROWS * PANEL fit the registers
 enum { MOST_QUAD_ROWS = 6 };  // of quads, whose sums come as two halves
 enum { GROUP = 256 };  // inputs that share a scale in int8, the last ones perhaps with fewer
-enum { GROUP4 = 32, GROUP8 = 16 };  // those that share one, and an offset, in codes of 4 bits; and in those of 8
+enum { GROUP4 = 32, GROUP8 = 16 };  // those that share a scale and an offset in codes of 4 bits, and of 8
 enum { SLICE = 64 };   // to whole ones of which inputs are padded for int8 and AMX, which multiplies one at once
 enum { STEP = 32 };    // inputs of bf16 that AMX multiplies at once
 
@@ -42,7 +42,7 @@ INLINE bool multiplies_fp32(const Linear *l) {
 INLINE bool rounds_rows(const Linear *l) { return l->type == INT8 || l->type == INT8_QUADS; }
 
 INLINE int64_t groups_of(const Linear *l) { return ratio_up(l->ins, group_size(l->type)); }
-INLINE int64_t panel_scales(const Linear *l) { return groups_of(l) * (l->type == CODES4 ? 2 : 1) * PANEL; }
+INLINE int64_t panel_scales(const Linear *l) { return groups_of(l) * (is_coded(l->type) ? 2 : 1) * PANEL; }
 INLINE int64_t slices_of(const Linear *l) { return ratio_up(l->ins, SLICE); }
 INLINE int64_t steps_of(const Linear *l) { return slices_of(l) * (SLICE / STEP); }
 
@@ -78,11 +78,15 @@ typedef struct {  // what makes numbers of the codes of a group in a panel, of t
 INLINE Group group_at(enum Type type, Panel panel, int64_t k) {
     Group group = {{{0}}};
     if (is_coded(type)) {
-        const float *at = panel.scales + k / group_size(type) * (type == CODES4 ? 2 : 1) * PANEL;
-        group.scales[0] = from_floats(at), group.scales[1] = from_floats(at + WIDTH);
-        if (type == CODES4) group.offsets[0] = from_floats(at + PANEL), group.offsets[1] = from_floats(at + PANEL + WIDTH);
+        const float *scales = panel.scales + k / group_size(type) * 2 * PANEL, *offsets = scales + PANEL;
+        group.scales[0] = from_floats(scales), group.scales[1] = from_floats(scales + WIDTH);
+        group.offsets[0] = from_floats(offsets), group.offsets[1] = from_floats(offsets + WIDTH);
     }
     return group;
+}
+
+INLINE Vec decoded(Ints codes, const Group *group, int half) {
+    return fused(from_ints(codes), group->scales[half], group->offsets[half]);
 }
 
 // The weights of input k in a panel, those of the first and of the second WIDTH columns. Of bf16 those of two columns are
@@ -92,12 +96,10 @@ INLINE void weights(enum Type type, const void *matrix, const Group *group, int6
     const int64_t index = k * PANEL;
     if (type == CODES4) {
         const Ints both = ints_from_unsigned((const uint8_t *)matrix + k * WIDTH);
-        *first = fused(from_ints(both & 15), group->scales[0], group->offsets[0]);
-        *second = fused(from_ints(both >> 4), group->scales[1], group->offsets[1]);
+        *first = decoded(both & 15, group, 0), *second = decoded(both >> 4, group, 1);
     } else if (type == CODES8) {
         const int8_t *codes = (const int8_t *)matrix + index;
-        *first = from_ints(ints_from_bytes(codes)) * group->scales[0];
-        *second = from_ints(ints_from_bytes(codes + WIDTH)) * group->scales[1];
+        *first = decoded(ints_from_bytes(codes), group, 0), *second = decoded(ints_from_bytes(codes + WIDTH), group, 1);
     } else if (type == FP32) {
         *first = from_floats((const float *)matrix + index), *second = from_floats((const float *)matrix + index + WIDTH);
     } else if (type == FP16) {
@@ -109,9 +111,9 @@ INLINE void weights(enum Type type, const void *matrix, const Group *group, int6
 }
 
 // out[row][column] = x[row] . column. All but the pointers are constants where it is inlined. ahead: memory to ask for
-// meanwhile, `step` bytes in each turn. decoded: where to write the numbers of a single panel of codes, or none.
+// meanwhile, `step` bytes in each turn. to: where to write the numbers of a single panel of codes, or none.
 INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Panel panel, Input x, Vec *out,
-                     const char *ahead, int64_t step, float *decoded) {
+                     const char *ahead, int64_t step, float *to) {
     const int columns = 2 * panels;
     const int64_t ins = l->ins, bytes = panel_bytes(l), scales = panel_scales(l);
     Vec sums[ROWS][2 * MOST_PANELS];
@@ -126,8 +128,8 @@ INLINE void multiply(enum Type type, int rows, int panels, const Linear *l, Pane
             UNROLLED for (int c = 0; c < columns; c += 2) {
                 Vec first, second;
                 weights(type, (const char *)panel.matrix + c / 2 * bytes, &groups[c / 2], k, &first, &second);
-                if (is_coded(type) && panels == 1 && decoded)
-                    *(Vec *)(decoded + k * PANEL) = first, *(Vec *)(decoded + k * PANEL + WIDTH) = second;
+                if (is_coded(type) && panels == 1 && to)
+                    *(Vec *)(to + k * PANEL) = first, *(Vec *)(to + k * PANEL + WIDTH) = second;
                 UNROLLED for (int r = 0; r < rows; r++) {
                     const Vec number = spread(x.exact[r * ins + k]);
                     accumulate(&sums[r][c], first, number);
@@ -218,10 +220,10 @@ typedef struct {
 
 #define TILE(type, rows, panels)                                                                     \
     static void tile_##type##_##rows##_##panels(const Linear *l, Panel panel, Input x, Vec *sums, \
-                                                const char *ahead, int64_t step, float *decoded) { \
+                                                const char *ahead, int64_t step, float *to) {     \
         if (type == INT8) multiply_rounded(rows, panels, l, panel, x, sums, ahead, step);           \
         else if (type == INT8_QUADS) multiply_quads(rows, panels, l, panel, x, sums, ahead, step);  \
-        else multiply(type, rows, panels, l, panel, x, sums, ahead, step, decoded);                 \
+        else multiply(type, rows, panels, l, panel, x, sums, ahead, step, to);                      \
     }
 #define TILES(rows, panels)                                                                             \
     TILE(FP32, rows, panels) TILE(BF16, rows, panels) TILE(FP16, rows, panels) TILE(INT8, rows, panels) \
@@ -233,7 +235,8 @@ typedef struct {
 #define SHAPE(rows, panels) {rows, panels, {ALL(rows, panels)}}
 #define LOW_SHAPE(rows, panels) {rows, panels, {ALL(rows, panels), OF(INT8_QUADS, rows, panels)}}
 
-// At least eight sums hide how long an addition takes: the fewer rows, the more panels at once.
+// At least eight sums hide how long an addition takes: the fewer rows, the more panels at once. Codes need no more than
+// four, as so much is done between additions.
 TILES(1, 1) TILES(1, 2) TILES(1, 4) TILES(2, 1) TILES(2, 2) TILES(3, 1) TILES(4, 1) TILES(5, 1) TILES(6, 1)
 #define QUAD_TILE(rows, panels) TILE(INT8_QUADS, rows, panels)
 QUAD_TILE(1, 1) QUAD_TILE(1, 2) QUAD_TILE(1, 4) QUAD_TILE(2, 1) QUAD_TILE(2, 2) QUAD_TILE(3, 1) QUAD_TILE(4, 1) QUAD_TILE(5, 1)
