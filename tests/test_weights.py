@@ -217,7 +217,7 @@ def test_what_has_no_codes_that_are_kept_is_unpacked(packing: str, tmp_path: Pat
 
 def test_packings_that_the_library_does_not_know_are_refused_by_name(tmp_path: Path) -> None:
     weights = gguf(tmp_path, {"token_embd.weight": (np.zeros((2, 292), np.uint8), GGMLQuantizationType.Q8_K)})
-    with pytest.raises(ModelError, match=r"embed_tokens\.weight is packed as Q8_K, which nothing here unpacks"):
+    with pytest.raises(ModelError, match=r"token_embd\.weight is packed as Q8_K, which nothing here unpacks"):
         weights.matrix(EMBEDDING, 2, 256)
 
 

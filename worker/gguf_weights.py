@@ -52,8 +52,11 @@ class GgufWeights:
                 return matrix.reordered(lambda rows: self._reordered(name, rows))
         return StoredMatrix.of(self.get(name, out, ins), self.stored)
 
+    def _stored_name(self, name: str) -> str:
+        return self._names.get_name(name, _PARTS) or name
+
     def _find(self, name: str, shape: tuple[int, ...]) -> GgufTensor:
-        stored = self._names.get_name(name, _PARTS) or name
+        stored = self._stored_name(name)
         tensor = self._file.tensors.get(stored)
         if tensor is None:
             raise ModelError(f"{self._file.path.name} has no tensor {stored}")
@@ -70,7 +73,8 @@ class GgufWeights:
         try:
             values: np.ndarray = dequantize(rows, tensor.packing)
         except NotImplementedError:
-            raise ModelError(f"tensor {name} is packed as {tensor.packing.name}, which nothing here unpacks") from None
+            kind, stored = tensor.packing.name, self._stored_name(name)
+            raise ModelError(f"tensor {stored} is packed as {kind}, which nothing here unpacks") from None
         return values
 
     def _reordered(self, name: str, values: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-// Products of rows with a matrix that is stored as fp32, bf16, fp16, int8 or codes. Called by worker/models/native_linear.py,
-// which holds the same struct; worker/models/linear.py has the same in torch.
+// Products of rows with a matrix that is stored as fp32, bf16, fp16, int8 or codes. Called by
+// worker/models/native_linear.py, which holds the same struct; worker/models/linear.py has the same in torch.
 //
 // The matrix lies in panels of PANEL columns, [panels][ins][PANEL]: what a tile needs of it follows one another. Every
 // number is summed from the first input to the last, however many rows, columns and threads compute at once: a row's
@@ -8,10 +8,10 @@
 // fp32, bf16 and fp16 are multiplied in fp32. Of bf16 a panel's first and second WIDTH columns lie side by side,
 // [panels][ins][WIDTH][2].
 //
-// Codes are what files keep, of 4 or 8 bits: a number is scale * code + offset, rounded once, with those of GROUP4 or GROUP8
-// inputs, which lie as [panels][groups][2][PANEL]. Those of 4 bits lie as [panels][ins][WIDTH] bytes, a column of the first
-// WIDTH in the lower half and one of the second in the upper. A tile decodes what it reads, and its products are those with
-// fp32; where others of the same chunk of rows follow it leaves them the panel in fp32.
+// Codes are what files keep, of 4 or 8 bits: a number is scale * code + offset, rounded once, with those of GROUP4 or
+// GROUP8 inputs, which lie as [panels][groups][2][PANEL]. Those of 4 bits lie as [panels][ins][WIDTH] bytes, a column of
+// the first WIDTH in the lower half and one of the second in the upper. A tile decodes what it reads, and its products
+// are those with fp32; where others of the same chunk of rows follow it leaves them the panel in fp32.
 //
 // To meet int8 a row is rounded itself, to 16 bits with a scale for every group of inputs; products are summed as
 // integers within a group, without any error, and as fp32 from group to group. It takes half of fp32's time; llama.cpp

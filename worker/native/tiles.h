@@ -239,8 +239,8 @@ typedef struct {
 // four, as so much is done between additions.
 TILES(1, 1) TILES(1, 2) TILES(1, 4) TILES(2, 1) TILES(2, 2) TILES(3, 1) TILES(4, 1) TILES(5, 1) TILES(6, 1)
 #define QUAD_TILE(rows, panels) TILE(INT8_QUADS, rows, panels)
-QUAD_TILE(1, 1) QUAD_TILE(1, 2) QUAD_TILE(1, 4) QUAD_TILE(2, 1) QUAD_TILE(2, 2) QUAD_TILE(3, 1) QUAD_TILE(4, 1) QUAD_TILE(5, 1)
-QUAD_TILE(6, 1)
+QUAD_TILE(1, 1) QUAD_TILE(1, 2) QUAD_TILE(1, 4) QUAD_TILE(2, 1) QUAD_TILE(2, 2) QUAD_TILE(3, 1) QUAD_TILE(4, 1)
+QUAD_TILE(5, 1) QUAD_TILE(6, 1)
 #ifdef WIDE
 TILES(7, 1) TILES(8, 1) TILES(9, 1) TILES(10, 1) TILES(11, 1) TILES(12, 1)
 #endif
